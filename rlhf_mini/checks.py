@@ -1,0 +1,95 @@
+"""Checks of arguments: every message names the argument and what was found.
+
+All raise ValueError. Pads are never looked at: what stands where the mask is 0
+may be anything, NaN included.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_same_shape(**tensors: Tensor | None) -> None:
+    """Raise unless all tensors (None is passed over) have one shape.
+
+    >>> check_same_shape(logp=torch.zeros(4), old_logp=torch.zeros(3))
+    Traceback (most recent call last):
+    ...
+    ValueError: shapes differ: logp [4], old_logp [3]
+    """
+    given = {name: x for name, x in tensors.items() if x is not None}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
+    if len({x.shape for x in given.values()}) > 1:
+        found = ", ".join(f"{name} {list(x.shape)}" for name, x in given.items())
+        raise ValueError(f"shapes differ: {found}")
+
+
+def check_ndim(ndim: int, **tensors: Tensor) -> None:
+    """Raise unless every tensor has `ndim` axes."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
+        if x.ndim != ndim:
+            raise ValueError(f"{name}: want {ndim} axes, found shape {list(x.shape)}")
+
+
+def check_mask(mask: Tensor | None, like: Tensor) -> None:
+    """Raise unless the mask has the shape of `like`, holds 0 and 1, and some 1."""
+    if mask is None:
+        if like.numel() == 0:
+            raise ValueError(f"empty input: shape {list(like.shape)}")
+        return
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"mask: want a tensor, found {type(mask).__name__}")
+    if mask.shape != like.shape:
+        found = f"mask {list(mask.shape)}, input {list(like.shape)}"
+        raise ValueError(f"shapes differ: {found}")
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("mask: want only 0 and 1, found other values")
+    if not mask.any():
+        raise ValueError("mask: empty, no entry is unmasked")
+
+
+def check_finite(mask: Tensor | None = None, **tensors: Tensor | None) -> None:
+    """Raise if an unmasked entry is NaN or infinite, or a dtype is not a float one."""
+    for name, x in tensors.items():
+        if x is None:
+            continue
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: want a floating dtype, found {x.dtype}")
+        bad = ~torch.isfinite(x)
+        if mask is not None:
+            bad = bad & mask.bool()
+        if bad.any():
+            where = [int(i) for i in bad.nonzero()[0]]
+            raise ValueError(f"{name}: found {x[tuple(where)].item()} at {where}")
+
+
+def check_inputs(mask: Tensor | None = None, **tensors: Tensor) -> None:
+    """One shape, float dtypes, a fitting mask, and finite wherever it is 1."""
+    check_same_shape(**tensors)
+    check_mask(mask, next(iter(tensors.values())))
+    check_finite(mask, **tensors)
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise unless every number is finite and greater than 0.
+
+    >>> check_positive(beta=0.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: beta: want a number > 0, found 0.0
+    """
+    for name, x in numbers.items():
+        if not (math.isfinite(x) and x > 0):
+            raise ValueError(f"{name}: want a number > 0, found {x}")
+
+
+def check_between(low: float, high: float, **numbers: float) -> None:
+    """Raise unless low ≤ number ≤ high for every number."""
+    for name, x in numbers.items():
+        if not low <= x <= high:
+            raise ValueError(f"{name}: want {low} ≤ {name} ≤ {high}, found {x}")
