@@ -75,6 +75,68 @@ def check_inputs(mask: Tensor | None = None, **tensors: Tensor) -> None:
     check_finite(mask, **tensors)
 
 
+def check_logits(mask: Tensor | None = None, **tensors: Tensor) -> None:
+    """Raise unless every unmasked row of logits [..., V] is a distribution.
+
+    −inf is a banned action and allowed, so the row's largest entry must be finite.
+    """
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: want a floating dtype, found {x.dtype}")
+        if x.ndim == 0 or x.numel() == 0:
+            raise ValueError(f"{name}: want logits [..., V], found {list(x.shape)}")
+        check_mask(mask, x[..., 0])
+        top = x.detach().amax(-1)
+        bad = ~torch.isfinite(top)
+        if mask is not None:
+            bad = bad & mask.bool()
+        if bad.any():
+            where = [int(i) for i in bad.nonzero()[0]]
+            largest = top[tuple(where)].item()
+            raise ValueError(f"{name}: the largest entry of row {where} is {largest}")
+
+
+def check_index(size: int, mask: Tensor | None = None, **tensors: Tensor) -> None:
+    """Raise unless every unmasked entry is a whole number from 0 to size − 1.
+
+    >>> check_index(3, tokens=torch.tensor([0, -100]))
+    Traceback (most recent call last):
+    ...
+    ValueError: tokens: want 0 to 2, found -100 at [1]
+    """
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise ValueError(f"{name}: want an integer dtype, found {x.dtype}")
+        bad = (x < 0) | (x >= size)
+        if mask is not None:
+            bad = bad & mask.bool()
+        if bad.any():
+            where = [int(i) for i in bad.nonzero()[0]]
+            found = f"found {x[tuple(where)].item()} at {where}"
+            raise ValueError(f"{name}: want 0 to {size - 1}, {found}")
+
+
+def _number(name: str, x: float) -> float:
+    """The number as a float, whatever kind of number it is."""
+    try:
+        if isinstance(x, str):
+            raise TypeError
+        return float(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}: want a number, found {x!r}") from None
+
+
+def check_number(**numbers: float) -> None:
+    """Raise unless every number is finite."""
+    for name, x in numbers.items():
+        if not math.isfinite(_number(name, x)):
+            raise ValueError(f"{name}: want a finite number, found {float(x)}")
+
+
 def check_positive(**numbers: float) -> None:
     """Raise unless every number is finite and greater than 0.
 
@@ -84,6 +146,7 @@ def check_positive(**numbers: float) -> None:
     ValueError: beta: want a number > 0, found 0.0
     """
     for name, x in numbers.items():
+        x = _number(name, x)
         if not (math.isfinite(x) and x > 0):
             raise ValueError(f"{name}: want a number > 0, found {x}")
 
@@ -91,5 +154,6 @@ def check_positive(**numbers: float) -> None:
 def check_between(low: float, high: float, **numbers: float) -> None:
     """Raise unless low ≤ number ≤ high for every number."""
     for name, x in numbers.items():
+        x = _number(name, x)
         if not low <= x <= high:
             raise ValueError(f"{name}: want {low} ≤ {name} ≤ {high}, found {x}")
