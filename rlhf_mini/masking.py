@@ -10,7 +10,7 @@ answer first is another objective: notebook 09).
 import torch
 from torch import Tensor
 
-from rlhf_mini.checks import check_finite, check_mask, check_same_shape
+from rlhf_mini.checks import check_inputs
 
 
 def zero_pads(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -51,9 +51,7 @@ def masked_sum(x: Tensor, mask: Tensor | None) -> Tensor:
     >>> masked_sum(torch.tensor([1.0, 2.0, 99.0]), torch.tensor([1, 1, 0])).item()
     3.0
     """
-    check_same_shape(x=x)
-    check_mask(mask, x)
-    check_finite(mask, x=x)
+    check_inputs(mask, x=x)
     (x,) = zero_pads(mask, x)
     return x.sum()
 
@@ -110,8 +108,7 @@ def masked_var(x: Tensor, mask: Tensor | None) -> Tensor:
     >>> masked_var(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([1, 1, 0])).item()
     1.0
     """
-    check_same_shape(x=x)
-    check_mask(mask, x)
+    check_inputs(mask, x=x)
     (x,) = zero_pads(mask, x)
     centered, _ = _center(x, mask)
     return masked_mean(centered.square(), mask)
@@ -140,8 +137,7 @@ def masked_whiten(x: Tensor, mask: Tensor | None, shift_mean: bool = True) -> Te
     >>> masked_whiten(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([1, 1, 0])).tolist()
     [-1.0, 1.0, 0.0]
     """
-    check_same_shape(x=x)
-    check_mask(mask, x)
+    check_inputs(mask, x=x)
     count = x.numel() if mask is None else int(mask.bool().sum())
     if count < 2:
         raise ValueError(f"mask: want at least 2 unmasked entries, found {count}")
