@@ -1,0 +1,468 @@
+"""From comparisons to strengths: Elo, Bradley-Terry, Davidson's ties, Plackett-Luce.
+
+A strength is a log-worth s (nats): item i beats item j with probability
+σ(s_i − s_j). A reward model is the same thing with s = r(x, y). The data fix
+strengths only up to a constant, so every fit is normalised: 0 for a reference item,
+or mean 0. Each fit is a published log-likelihood, one Newton solver in float64, and
+a check that a finite maximum exists before it is looked for.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from scipy.sparse import csgraph
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rlhf_mini.checks import check_between, check_positive
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A maximum-likelihood fit. Everything is as normalised, float64.
+
+    The s.e. of a difference s_i − s_j is not a sum of two entries of `stderr`:
+    it is √(C_ii + C_jj − 2 C_ij), with C the covariance.
+    """
+
+    strength: Tensor  # [N], nats
+    stderr: Tensor  # [N], nats; 0 for the reference item
+    covariance: Tensor  # [N, N]
+    log_likelihood: float  # nats, without binomial coefficients
+    tie: float | None = None  # Davidson's ν
+    tie_stderr: float | None = None  # of ν
+    home: float | None = None  # advantage of the home side, nats
+    home_stderr: float | None = None
+
+
+def expected_score(
+    rating_a: float | Tensor, rating_b: float | Tensor
+) -> float | Tensor:
+    """The score that Elo expects of A against B: a Bradley-Terry probability.
+
+    E_A = 1 / (1 + 10^((R_B − R_A)/400)) = σ((R_A − R_B) · ln 10 / 400)
+
+    Args:
+      rating_a, rating_b: Elo points, numbers or tensors of one shape.
+
+    Returns:
+      Probability that A wins, ties counted as half; a tensor (float64) if the
+      ratings are tensors.
+
+    Raises:
+      ValueError: a rating is not finite.
+
+    Source: Elo (1978), "The rating of chessplayers", with the logistic curve.
+
+    >>> round(expected_score(1400, 1000), 4)   # 10 / 11
+    0.9091
+    """
+    lead = torch.as_tensor(rating_a - rating_b, dtype=torch.float64)
+    if not lead.isfinite().all():
+        raise ValueError(f"ratings: found {rating_a} and {rating_b}")
+    expected = torch.sigmoid(lead * (math.log(10) / 400))
+    return expected if isinstance(rating_a - rating_b, Tensor) else expected.item()
+
+
+def elo_update(
+    rating_a: float | Tensor,
+    rating_b: float | Tensor,
+    score: float | Tensor,
+    k: float = 32.0,
+) -> tuple[float | Tensor, float | Tensor]:
+    """Both ratings after one game: one SGD step on the Bradley-Terry likelihood.
+
+    R_A ← R_A + K (S − E_A),  R_B ← R_B − K (S − E_A)
+    K = η · 400/ln 10 for a learning rate η on strengths. A constant K never
+    converges: at K = 32 the gap of two players keeps a noise of ±77 points.
+
+    Args:
+      rating_a, rating_b: Elo points, numbers or tensors of one shape.
+      score: S, 1 if A won, 0 if B won, ½ for a tie.
+      k: K, Elo points.
+
+    Returns:
+      (A's new rating, B's new rating); their sum does not change.
+
+    Raises:
+      ValueError: a rating is not finite, score outside [0, 1], k not > 0.
+
+    Source: Elo (1978); as SGD: notebook 02.
+
+    >>> elo_update(1000, 1000, score=1)
+    (1016.0, 984.0)
+    """
+    check_positive(k=k)
+    scores = torch.as_tensor(score, dtype=torch.float64).reshape(-1)
+    for extreme in (scores.min().item(), scores.max().item()):
+        check_between(0, 1, score=extreme)
+    change = k * (score - expected_score(rating_a, rating_b))
+    return rating_a + change, rating_b - change
+
+
+def bradley_terry_log_likelihood(strength: Tensor, wins: Tensor) -> Tensor:
+    """Log-likelihood of a table of wins.
+
+    ℓ(s) = Σ_ij wins_ij log σ(s_i − s_j)
+
+    Args:
+      strength: s, nats, [N].
+      wins: wins[i, j] = times i beat j, [N, N].
+
+    Returns:
+      ℓ, nats, scalar, differentiable; no binomial coefficients.
+
+    Source: Bradley and Terry (1952), "Rank analysis of incomplete block designs".
+
+    >>> wins = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> round(bradley_terry_log_likelihood(torch.zeros(2), wins).item(), 4)   # −2 ln 2
+    -1.3863
+    """
+    return (wins * logsigmoid(strength[:, None] - strength)).sum()
+
+
+def davidson_log_likelihood(
+    strength: Tensor, log_tie: Tensor, wins: Tensor, ties: Tensor
+) -> Tensor:
+    """Log-likelihood of wins and ties.
+
+    P(i beats j) ∝ e^{s_i},  P(j beats i) ∝ e^{s_j},  P(tie) ∝ ν e^{(s_i + s_j)/2}
+
+    Args:
+      strength: s, nats, [N].
+      log_tie: log ν, scalar.
+      wins: wins[i, j] = times i beat j, [N, N].
+      ties: ties[i, j] = ties[j, i] = times i and j tied, [N, N].
+
+    Returns:
+      ℓ, nats, scalar, differentiable.
+
+    Source: Davidson (1970), "On extending the Bradley-Terry model to accommodate
+    ties in paired comparison experiments".
+
+    >>> once = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> davidson_log_likelihood(   # two wins and a tie, each of probability ⅓
+    ...     torch.zeros(2), torch.tensor(0.0), once, once).exp()
+    tensor(0.0370)
+    """
+    half = (strength[:, None] - strength) / 2
+    total = torch.logaddexp(torch.logaddexp(half, -half), log_tie)
+    return (wins * (half - total)).sum() + (ties * (log_tie - total)).sum() / 2
+
+
+def plackett_luce_log_likelihood(strength: Tensor, rankings: Tensor) -> Tensor:
+    """Log-likelihood of rankings: the best is chosen, then the best of the rest.
+
+    ℓ(s) = Σ_rankings Σ_k [s_{σ_k} − log Σ_{l ≥ k} e^{s_{σ_l}}]
+
+    Args:
+      strength: s, nats, [N].
+      rankings: item numbers, best first, [M, K].
+
+    Returns:
+      ℓ, nats, scalar, differentiable.
+
+    Source: Plackett (1975), "The analysis of permutations".
+
+    >>> one = torch.tensor([[2, 0, 1]])
+    >>> plackett_luce_log_likelihood(torch.zeros(3), one).exp()   # 1/3 · 1/2
+    tensor(0.1667)
+    """
+    s = strength[rankings]  # [M, K]
+    return (s - s.flip(-1).logcumsumexp(-1).flip(-1)).sum()
+
+
+def fit_bradley_terry(wins: Tensor, reference: int | None = None) -> Fit:
+    """The maximum-likelihood strengths of a table of wins.
+
+    max_s Σ_ij wins_ij log σ(s_i − s_j)
+    Finite only if everyone can be reached from everyone along wins: an item that
+    never lost has strength +∞, and groups that never met cannot be compared.
+
+    Args:
+      wins: wins[i, j] = times i beat j, [N, N]; half a win for a tie is allowed.
+      reference: the item of strength 0; None for mean 0.
+
+    Returns:
+      A `Fit`: strength [N], stderr [N], covariance, log_likelihood.
+
+    Raises:
+      ValueError: wins is not square, has NaN, negative counts or a non-zero
+        diagonal; reference is not an item; no finite maximum exists.
+
+    Source: Bradley and Terry (1952); existence: Ford (1957), "Solution of a ranking
+    problem from binary comparisons".
+
+    >>> fit = fit_bradley_terry(torch.tensor([[0, 3], [1, 0]]), reference=1)
+    >>> round(fit.strength[0].exp().item(), 4)   # worth 3 : 1
+    3.0
+    >>> round(fit.stderr[0].item() ** 2, 4)   # 1/3 + 1/1
+    1.3333
+    """
+    wins = _table(wins=wins)
+    _check_connected("wins", wins, "beat")
+    return _fit(
+        lambda theta: bradley_terry_log_likelihood(theta, wins), len(wins), reference
+    )
+
+
+def fit_bradley_terry_home(
+    home_wins: Tensor, away_wins: Tensor, reference: int | None = None
+) -> Fit:
+    """Bradley-Terry with an advantage for the home side, or for the answer shown first.
+
+    P(i beats j at i's home) = σ(s_i − s_j + h)
+    For judges of text h is the position bias: leave it out and, unless each pair is
+    shown both ways equally often, it is booked as strength.
+
+    Args:
+      home_wins: home_wins[i, j] = times i beat j at i's home, [N, N].
+      away_wins: away_wins[i, j] = times i beat j at j's home, [N, N].
+      reference: the item of strength 0; None for mean 0.
+
+    Returns:
+      A `Fit` with `.home` = h and `.home_stderr`.
+
+    Raises:
+      ValueError: as `fit_bradley_terry`, for the two tables and for their sum; or
+        the home side won always, or never.
+
+    Source: Agresti (2002), "Categorical data analysis", §10.6.
+
+    >>> wins = torch.tensor([[0, 3], [3, 0]])   # twins, who win 3 of 4 at home
+    >>> fit = fit_bradley_terry_home(wins, torch.tensor([[0, 1], [1, 0]]))
+    >>> round(math.exp(fit.home), 4)
+    3.0
+    """
+    home_wins, away_wins = _table(home_wins=home_wins), _table(away_wins=away_wins)
+    _check_shapes(home_wins=home_wins, away_wins=away_wins)
+    _check_connected("wins", home_wins + away_wins, "beat")
+    # (δ, h) is a way to infinity if δ_i − δ_j + h ≥ 0 for every home win of i and
+    # δ_i − δ_j − h ≥ 0 for every away win; a cycle with Σ ±h < 0 forbids h > 0
+    for minus, plus, side in (
+        (away_wins, home_wins, "home"),
+        (home_wins, away_wins, "away"),
+    ):
+        if not _has_negative_cycle(minus, plus):
+            found = f"every game explained by an ever larger advantage of the {side}"
+            raise ValueError(f"home_wins: no finite maximum, found {found} side")
+
+    def log_likelihood(theta: Tensor) -> Tensor:
+        lead, home = theta[:-1, None] - theta[:-1], theta[-1]
+        at_home = home_wins * logsigmoid(lead + home)
+        return (at_home + away_wins * logsigmoid(lead - home)).sum()
+
+    return _fit(log_likelihood, len(home_wins), reference, extra="home")
+
+
+def fit_davidson(wins: Tensor, ties: Tensor, reference: int | None = None) -> Fit:
+    """The maximum-likelihood strengths and tie parameter of wins and ties.
+
+    P(i beats j) ∝ e^{s_i},  P(j beats i) ∝ e^{s_j},  P(tie) ∝ ν e^{(s_i + s_j)/2}
+    Counting a tie as half a win of each in Bradley-Terry gives smaller strengths.
+    Some authors print s/2; here s is the log-worth, as in Bradley-Terry.
+
+    Args:
+      wins: wins[i, j] = times i beat j, [N, N].
+      ties: ties[i, j] = ties[j, i] = times i and j tied, [N, N].
+      reference: the item of strength 0; None for mean 0.
+
+    Returns:
+      A `Fit` with `.tie` = ν and `.tie_stderr`.
+
+    Raises:
+      ValueError: as `fit_bradley_terry`, for the two tables; ties is not symmetric;
+        no wins or no ties; or the wins contradict each other so little that ν = ∞.
+
+    Source: Davidson (1970), "On extending the Bradley-Terry model to accommodate
+    ties in paired comparison experiments".
+
+    >>> twice = torch.tensor([[0, 2], [2, 0]])
+    >>> round(fit_davidson(twice, twice).tie, 4)   # 2 wins, 2 losses, 2 ties
+    1.0
+    """
+    wins, ties = _table(wins=wins), _table(ties=ties)
+    _check_shapes(wins=wins, ties=ties)
+    if not torch.equal(ties, ties.T):
+        i, j = (ties != ties.T).nonzero()[0].tolist()
+        found = f"{ties[i, j]:g} at [{i}, {j}] and {ties[j, i]:g} at [{j}, {i}]"
+        raise ValueError(f"ties: want a symmetric table, found {found}")
+    for name, table in (("wins", wins), ("ties", ties)):
+        if not table.any():
+            raise ValueError(f"{name}: no finite maximum, found none at all")
+    _check_connected("wins, ties", wins + ties, "beat or tied")
+    # ν = ∞ if strengths exist with a gap ≥ 2 for every win and ≤ 2 for every tie
+    if not _has_negative_cycle(wins, ties):
+        found = "every outcome explained by ever larger gaps and ties"
+        raise ValueError(f"wins, ties: no finite maximum, found {found}")
+    return _fit(
+        lambda theta: davidson_log_likelihood(theta[:-1], theta[-1], wins, ties),
+        len(wins),
+        reference,
+        extra="tie",
+    )
+
+
+def fit_plackett_luce(rankings: Tensor, reference: int | None = None) -> Fit:
+    """The maximum-likelihood strengths of rankings, full or of K items at a time.
+
+    max_s Σ_rankings Σ_k [s_{σ_k} − log Σ_{l ≥ k} e^{s_{σ_l}}]
+    With K = 2 this is Bradley-Terry. A ranking of four is worth 3.83 pairs, not the
+    six pairs it contains: fitted as six pairs its stderr would be too small.
+
+    Args:
+      rankings: item numbers 0 … N−1, best first, [M, K], int64.
+      reference: the item of strength 0; None for mean 0.
+
+    Returns:
+      A `Fit`: strength [N], stderr [N], covariance, log_likelihood.
+
+    Raises:
+      ValueError: rankings is not an int64 table of two or more columns; a negative
+        number; an item twice in a row; reference is not an item; no finite maximum.
+
+    Source: Plackett (1975); existence: Hunter (2004), "MM algorithms for generalized
+    Bradley-Terry models", assumption 1.
+
+    >>> fit = fit_plackett_luce(torch.tensor([[0, 1], [0, 1], [0, 1], [1, 0]]))
+    >>> round((fit.strength[0] - fit.strength[1]).exp().item(), 4)   # 3 : 1
+    3.0
+    """
+    rankings = torch.as_tensor(rankings)
+    if rankings.dtype != torch.int64 or rankings.ndim != 2 or rankings.numel() == 0:
+        found = f"{rankings.dtype} {list(rankings.shape)}"
+        raise ValueError(f"rankings: want int64 [M, K], found {found}")
+    if rankings.shape[1] < 2 or rankings.min() < 0:
+        found = f"K = {rankings.shape[1]}, smallest number {rankings.min()}"
+        raise ValueError(f"rankings: want K ≥ 2 and item numbers ≥ 0, found {found}")
+    ordered = rankings.sort(-1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(-1)
+    if twice.any():
+        found = rankings[twice][0].tolist()
+        raise ValueError(f"rankings: an item stands twice in a row, found {found}")
+    items = int(rankings.max()) + 1
+    above = torch.zeros(items, items, dtype=torch.float64)
+    for k in range(rankings.shape[1] - 1):  # neighbours suffice: "above" is transitive
+        above[rankings[:, k], rankings[:, k + 1]] = 1
+    _check_connected("rankings", above, "stood above")
+    return _fit(
+        lambda theta: plackett_luce_log_likelihood(theta, rankings), items, reference
+    )
+
+
+def _fit(
+    log_likelihood: Callable[[Tensor], Tensor],
+    items: int,
+    reference: int | None,
+    extra: str | None = None,
+) -> Fit:
+    """Newton's method with step halving; the last parameter may be an extra one."""
+    if reference is not None and reference not in range(items):
+        raise ValueError(f"reference: want an item below {items}, found {reference}")
+    size = items + (extra is not None)
+    theta = torch.zeros(size, dtype=torch.float64)
+    shift = torch.zeros_like(theta)  # the direction that no comparison can see
+    shift[:items] = items**-0.5
+    for _ in range(100):
+        at = theta.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_likelihood(at), at)
+        hessian = torch.autograd.functional.hessian(log_likelihood, theta)
+        information = torch.outer(shift, shift) - hessian
+        step, info = torch.linalg.solve_ex(information, gradient)
+        if info:  # not one outcome is in doubt any more
+            raise ValueError("counts too extreme: the information is singular")
+        value = log_likelihood(theta)
+        floor = value - 1e-12 * value.abs()  # rounding is no reason to halve
+        for _ in range(50):
+            if log_likelihood(theta + step) >= floor:
+                break
+            step = step / 2
+        theta = theta + step
+        if step.abs().max() < 1e-9:
+            break
+    else:
+        raise ValueError("counts too extreme: no maximum found in 100 Newton steps")
+    inverse = torch.linalg.inv(information) - torch.outer(shift, shift)
+    # as normalised: subtract the reference's strength, or the mean
+    normalise = torch.eye(size, dtype=torch.float64)
+    origin = shift * items**-0.5 if reference is None else normalise[reference].clone()
+    normalise[:items] -= origin
+    covariance = normalise @ inverse @ normalise.T
+    stderr = covariance.diagonal().clamp(min=0).sqrt()
+    found = normalise @ theta
+    extras = {}
+    if extra == "home":
+        extras = {"home": found[-1].item(), "home_stderr": stderr[-1].item()}
+    if extra == "tie":  # the fit is of log ν
+        nu = found[-1].exp().item()
+        extras = {"tie": nu, "tie_stderr": nu * stderr[-1].item()}
+    return Fit(
+        strength=found[:items],
+        stderr=stderr[:items],
+        covariance=covariance[:items, :items],
+        log_likelihood=log_likelihood(theta).item(),
+        **extras,
+    )
+
+
+def _has_negative_cycle(minus: Tensor, plus: Tensor) -> bool:
+    """Whether a cycle has more `minus` than `plus` edges (strongly connected)."""
+    weights = torch.where(minus > 0, -1.0, (plus > 0).double())
+    try:
+        csgraph.bellman_ford(weights.numpy(), indices=0)
+    except csgraph.NegativeCycleError:
+        return True
+    return False
+
+
+def _check_connected(name: str, edges: Tensor, verb: str) -> None:
+    """Raise, naming items, unless every item can be reached from every other."""
+    graph = (edges > 0).numpy()
+    groups, label = csgraph.connected_components(graph, directed=False)
+    if groups > 1:
+        parts = ", ".join(
+            str((label == g).nonzero()[0].tolist()) for g in range(groups)
+        )
+        raise ValueError(f"{name}: groups that never met cannot be compared: {parts}")
+    groups, label = csgraph.connected_components(graph, connection="strong")
+    if groups == 1:
+        return
+    top, bottom = [], []
+    for g in range(groups):
+        inside = label == g
+        if not graph[~inside][:, inside].any():
+            top += inside.nonzero()[0].tolist()
+        if not graph[inside][:, ~inside].any():
+            bottom += inside.nonzero()[0].tolist()
+    raise ValueError(
+        f"{name}: no finite maximum: nobody else {verb} items {sorted(top)}; "
+        f"items {sorted(bottom)} {verb} nobody else"
+    )
+
+
+def _check_shapes(**tables: Tensor) -> None:
+    """Raise unless the tables have one shape."""
+    if len({table.shape for table in tables.values()}) > 1:
+        found = ", ".join(f"{name} {list(t.shape)}" for name, t in tables.items())
+        raise ValueError(f"shapes differ: {found}")
+
+
+def _table(**named: Tensor) -> Tensor:
+    """One table of counts, float64: square, finite, ≥ 0, with a zero diagonal."""
+    ((name, table),) = named.items()
+    table = torch.as_tensor(table, dtype=torch.float64)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
+        found = list(table.shape)
+        raise ValueError(f"{name}: want a square table [N, N], N ≥ 2, found {found}")
+    for what, bad in (
+        ("finite counts", ~table.isfinite()),
+        ("counts ≥ 0", table < 0),
+        ("a zero diagonal", torch.diag(table.diagonal() != 0)),
+    ):
+        if bad.any():
+            i, j = bad.nonzero()[0].tolist()
+            found = f"{table[i, j].item():g} at [{i}, {j}]"
+            raise ValueError(f"{name}: want {what}, found {found}")
+    return table
