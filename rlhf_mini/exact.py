@@ -369,7 +369,7 @@ def rejection_sample(
     tensor([1, 1, 1, 1, 1])
     """
     check_positive(beta=beta)
-    check_finite(reward_max=torch.tensor(float(reward_max)))
+    check_finite(reward_max=torch.tensor(reward_max, dtype=torch.float64))
     _check_whole(n=n, max_proposals=max_proposals)
     kept, accepted, proposed = [], 0, 0
     while accepted < n:

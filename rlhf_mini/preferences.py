@@ -309,8 +309,8 @@ def fit_plackett_luce(rankings: Tensor, reference: int | None = None) -> Fit:
     """The maximum-likelihood strengths of rankings, full or of K items at a time.
 
     max_s Σ_rankings Σ_k [s_{σ_k} − log Σ_{l ≥ k} e^{s_{σ_l}}]
-    With K = 2 this is Bradley-Terry. A ranking of four is worth 3.83 pairs, not the
-    six pairs it contains: fitted as six pairs its stderr would be too small.
+    With K = 2 this is Bradley-Terry. A ranking of four equals is worth 3.83 pairs,
+    not the six it contains: fitted as six pairs its stderr would be too small.
 
     Args:
       rankings: item numbers 0 … N−1, best first, [M, K], int64.

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 from sklearn.linear_model import LogisticRegression
 
 from rlhf_mini import preferences, seeding
@@ -544,6 +544,74 @@ def test_a_bad_table_is_named(name, fit, bad, message):
 def test_a_reference_that_is_no_item_is_named(fit):
     with pytest.raises(ValueError, match="reference: want an item below .*, found -1"):
         fit(-1)
+
+
+def has_a_way_to_infinity(rows, size):
+    """Whether some direction other than a shift lowers no likelihood: rows @ d ≥ 0."""
+    for k in range(1, size):  # d[0] = 0 forbids the shift
+        for sign in (1, -1):
+            cost = [-sign * (i == k) for i in range(size)]
+            box = [(0, 0)] + [(-1, 1)] * (size - 1)
+            best = linprog(
+                cost, [[-x for x in row] for row in rows], [0] * len(rows), bounds=box
+            )
+            if best.fun < -1e-9:
+                return True
+    return False
+
+
+def direction(i, j, extra=None, size=3):
+    """The row of s_i − s_j (+ extra · the last parameter)."""
+    row = [float(k == i) - float(k == j) for k in range(size)]
+    return row if extra is None else [*row, extra]
+
+
+def sparse_tables(seed):
+    generator = seeding.make(seed)
+    first, second = (torch.rand(2, 3, 3, generator=generator) < 0.45).double()
+    return first - torch.diag(first.diagonal()), second - torch.diag(second.diagonal())
+
+
+def refuses(fit, *tables):
+    try:
+        fit(*tables)
+    except ValueError as error:
+        assert "no finite maximum" in str(error) or "never met" in str(error)
+        return True
+    return False
+
+
+def test_bradley_terry_refuses_exactly_what_linear_programming_finds_unbounded():
+    verdicts = []
+    for seed in range(30):
+        wins, _ = sparse_tables(seed)
+        rows = [direction(i, j) for i, j in wins.nonzero().tolist()]
+        verdicts.append(refuses(fit_bradley_terry, wins))
+        assert verdicts[-1] == has_a_way_to_infinity(rows or [[0.0] * 3], 3)
+    assert True in verdicts and False in verdicts
+
+
+def test_the_home_fit_refuses_exactly_what_linear_programming_finds_unbounded():
+    verdicts = []
+    for seed in range(30):
+        home, away = sparse_tables(seed)
+        rows = [direction(i, j, 1.0) for i, j in home.nonzero().tolist()]
+        rows += [direction(i, j, -1.0) for i, j in away.nonzero().tolist()]
+        verdicts.append(refuses(fit_bradley_terry_home, home, away))
+        assert verdicts[-1] == has_a_way_to_infinity(rows, 4)
+    assert True in verdicts and False in verdicts
+
+
+def test_davidson_refuses_exactly_what_linear_programming_finds_unbounded():
+    verdicts = []
+    for seed in range(60):
+        wins, ties = sparse_tables(seed)
+        ties = (ties.triu() + ties.triu().T) * (seed % 3 > 0)
+        rows = [direction(i, j, x) for i, j in wins.nonzero().tolist() for x in (0, -2)]
+        rows += [direction(i, j, 2.0) for i, j in ties.nonzero().tolist()]
+        verdicts.append(refuses(fit_davidson, wins, ties))
+        assert verdicts[-1] == has_a_way_to_infinity(rows or [[0.0] * 4], 4)
+    assert True in verdicts and False in verdicts
 
 
 def test_the_item_that_never_lost_is_named():
