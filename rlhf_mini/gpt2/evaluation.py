@@ -1,0 +1,111 @@
+"""How good the answers are: gold, proxy, two unseen judges, KL, and diversity."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..exact import best_of_n_kl_bound, best_of_n_weights
+from ..rollouts import Rollout, collect
+from .models import TokenScorer
+from .reviews import Judges, decode
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Everybody who has an opinion of an answer."""
+
+    judges: Judges
+    reward_model: TokenScorer | None
+    tokenizer: object
+
+    def __call__(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Per-answer columns, each [B] float64."""
+        texts = decode(rollout, self.tokenizer)
+        columns = {
+            "gold": self.judges.gold.score(texts),
+            "positive_reviews": self.judges.reviews.score(texts) > 0,
+            "positive_ratings": self.judges.ratings.score(texts) > 0,
+        }
+        if self.reward_model is not None:
+            columns["reward_model"] = self.reward_model.score(rollout).cpu()
+        return {name: x.double() for name, x in columns.items()}
+
+
+class Watched:
+    """A scorer that also notes what others think of the answers it scores.
+
+    Training sees only what the scorer returns; `seen` is for the log.
+    """
+
+    def __init__(self, score, board: Scoreboard):
+        self.score, self.board, self.seen = score, board, {}
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        columns = self.board(rollout)
+        self.seen = {k: v.mean().item() for k, v in columns.items()}
+        self.seen["distinct_2"] = distinct(rollout, 2)
+        return self.score(rollout)
+
+
+def distinct(rollout: Rollout, n: int) -> float:
+    """Distinct n-grams of the answers over all n-grams. Depends on how many there are.
+
+    Compare only between samples of the same size.
+    """
+    grams = []
+    for tokens, mask in zip(rollout.tokens, rollout.mask, strict=True):
+        row = tokens[mask].tolist()
+        grams += [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def evaluate(
+    policy, reference, prompts: Tensor, board: Scoreboard, generator: torch.Generator
+) -> tuple[dict, Rollout]:
+    """One answer to each prompt, and what everybody thinks of it.
+
+    Returns:
+      (row, rollout). Each opinion has its mean under its name and the half width of
+      its 95 % interval under name + "_ci"; `kl_to_ref` is in nats per answer,
+      `ref_perplexity` per token under the reference.
+    """
+    rollout = collect(policy, prompts, generator, reference=reference)
+    columns = board(rollout) | {"kl_to_ref": rollout.kl_to_ref().double()}
+    row = {}
+    for name, x in columns.items():
+        row[name] = x.mean().item()
+        row[name + "_ci"] = 1.96 * (x.std() / len(x) ** 0.5).item()
+    row["entropy"] = rollout.entropy[rollout.mask].mean().item()
+    row["distinct_1"], row["distinct_2"] = distinct(rollout, 1), distinct(rollout, 2)
+    row["ref_perplexity"] = rollout.ref_logp[rollout.mask].mean().neg().exp().item()
+    row["length"] = rollout.mask.sum(-1).double().mean().item()
+    row["answers"] = len(rollout)
+    return row, rollout
+
+
+def best_of_n_curve(
+    columns: dict[str, Tensor], group: int, sizes: list[int]
+) -> list[dict]:
+    """Best-of-n by the reward model, for every n, from one set of samples.
+
+    Every n ≤ group uses all samples of a prompt: the chance that each would be the
+    best of n drawn without replacement (an unbiased estimate, less noisy than
+    drawing n). `kl_bound` is log n − (n − 1)/n, exact only for a score without atoms.
+
+    Args:
+      columns: what everybody thinks of `group` answers to each of N prompts, prompt
+        by prompt (`Scoreboard`), each [N·group].
+    """
+    proxy = columns["reward_model"].view(-1, group)
+    rows = []
+    for n in sizes:
+        weights = torch.stack([best_of_n_weights(r, n) for r in proxy])
+        row = {"n": n, "kl_bound": best_of_n_kl_bound(n)}
+        for name, x in columns.items():
+            per_prompt = (weights * x.view(-1, group)).sum(-1)
+            row[name] = per_prompt.mean().item()
+            spread = per_prompt.std() / len(per_prompt) ** 0.5
+            row[name + "_ci"] = 1.96 * spread.item()
+        rows.append(row)
+    return rows

@@ -1,0 +1,121 @@
+"""Language models by name or folder, and scalar heads on them.
+
+Policies and reward models are what `AutoModelForCausalLM` and
+`AutoModelForSequenceClassification` load: nothing here needs a format of its own.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from ..policies import CausalLMPolicy, join
+from ..rollouts import Rollout
+
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "gpt2-mini"
+
+
+def load_tokenizer(name: str | Path = SHIPPED):
+    """The tokenizer of a model, padding on the left; the end token pads if need be."""
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    name: str | Path, tokenizer, *, max_new_tokens: int, device="cpu", allowed=None
+) -> CausalLMPolicy:
+    """A causal language model (hub id or folder) as a policy, in float32.
+
+    Raises:
+      ValueError: the folder does not hold a causal language model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: cannot load {str(name)!r}: {error}") from error
+    return CausalLMPolicy(
+        model, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id,
+        max_new_tokens=max_new_tokens, allowed=allowed,
+    ).to(device)  # fmt: skip
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """The module without gradients, for references and scorers."""
+    return module.eval().requires_grad_(False)
+
+
+class TokenScorer(nn.Module):
+    """A language model with one scalar per token: reward model or critic.
+
+    As a reward model it is read at the last real token of prompt + answer (`last`);
+    as a critic at the token *before* each action (call it). Scores are shifted and
+    scaled so that the reference's own answers have mean 0 and variance 1; the scale
+    is folded into the head, the shift is kept in `config.reward_shift`.
+    """
+
+    def __init__(self, model: nn.Module, pad: int):
+        super().__init__()
+        self.model = model.eval()  # dropout off
+        self.pad = pad
+        if not hasattr(model.config, "reward_shift"):
+            model.config.reward_shift = 0.0
+
+    @classmethod
+    def from_language_model(cls, name, tokenizer, generator) -> "TokenScorer":
+        """A scalar head on a pretrained body; head ~ N(0, 1/(d + 1)), no bias."""
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, num_labels=1, dtype=torch.float32
+        )
+        model.config.pad_token_id = tokenizer.pad_token_id
+        head = model.score.weight
+        draw = torch.randn(head.shape, generator=generator)
+        head.data = draw / (head.shape[1] + 1) ** 0.5
+        return cls(model, tokenizer.pad_token_id)
+
+    def scores(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The scalar at every position of prompt and answer, [B, P + T]."""
+        batch = join(prompts, tokens, mask, self.pad)
+        hidden = self.model.base_model(**batch, use_cache=False).last_hidden_state
+        return self.model.score(hidden)[..., 0].float() - self.model.config.reward_shift
+
+    def forward(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Values before each answer token, [B, T]."""
+        start = prompts.shape[1] - 1
+        return self.scores(prompts, tokens, mask)[:, start:-1]
+
+    def last(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The score at the last real token of each row, [B]."""
+        at = prompts.shape[1] + mask.long().sum(-1) - 1
+        return self.scores(prompts, tokens, mask).gather(-1, at[:, None])[:, 0]
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout) -> Tensor:
+        """[B] scores of a rollout, without gradient: what `training` calls a scorer."""
+        return self.last(rollout.prompts, rollout.tokens, rollout.mask)
+
+    @torch.no_grad()
+    def normalise(self, rollouts: Rollout, batch_size: int = 256) -> None:
+        """Mean 0 and variance 1 over these answers of the reference."""
+        rows = torch.arange(len(rollouts)).split(batch_size)
+        found = torch.cat([self.score(rollouts[i]) for i in rows])
+        scale = found.std().clamp(min=1e-8)
+        self.model.score.weight.div_(scale)
+        shift = self.model.config.reward_shift + found.mean().item()
+        self.model.config.reward_shift = shift / scale.item()
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer) -> "TokenScorer":
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32
+        )
+        return cls(model, tokenizer.pad_token_id)

@@ -1,0 +1,207 @@
+"""What acts: tables that can be enumerated, and any causal language model.
+
+Every policy has `.sample(prompts, generator) -> Rollout` and a differentiable
+`.logp(prompts, tokens, mask) -> [B, T]`; every critic is called with the same three
+and returns [B, T]. Temperature is 1 and nothing is truncated, in both: a policy that
+is scored at another temperature than it sampled at is silently off-policy.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_same_shape
+from .logprobs import entropy, token_logp
+from .rollouts import Rollout
+
+
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One index per row with probability softmax(logits), [..., K] → [...].
+
+    Inverts the distribution function in float64. The uniform numbers come from the
+    generator's device, so that one seed draws the same on CPU and GPU.
+    """
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    u = torch.rand(
+        (*logits.shape[:-1], 1), dtype=torch.float64, generator=generator,
+        device=generator.device,
+    ).to(logits.device)  # fmt: skip
+    # right=True: an entry of probability 0 can never be hit
+    return torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)[..., 0]
+
+
+class SequencePolicy(nn.Module):
+    """A free softmax at every prefix: any law over the V^T sequences of each state.
+
+    `logits[s, i]` belongs to the i-th prefix of state s, counted breadth first: the
+    empty one, then those of one token, then of two, …
+    """
+
+    def __init__(self, vocab: int, length: int, states: int = 1, dtype=torch.float32):
+        super().__init__()
+        if vocab < 2 or length < 1 or states < 1:
+            raise ValueError(
+                "want vocab ≥ 2, length ≥ 1, states ≥ 1, "
+                f"found {vocab}, {length}, {states}"
+            )
+        self.vocab, self.length = vocab, length
+        # prefixes shorter than t come before those of length t
+        self.offsets = [(vocab**t - 1) // (vocab - 1) for t in range(length + 1)]
+        shape = (states, self.offsets[-1], vocab)
+        self.logits = nn.Parameter(torch.zeros(shape, dtype=dtype))
+
+    def nodes(self, tokens: Tensor) -> Tensor:
+        """The number of the prefix before each token, [B, T]."""
+        number = torch.zeros_like(tokens[:, 0])
+        columns = []
+        for t in range(tokens.shape[1]):
+            columns.append(self.offsets[t] + number)
+            number = number * self.vocab + tokens[:, t]
+        return torch.stack(columns, dim=1)
+
+    def logp(self, prompts: Tensor, tokens: Tensor, mask: Tensor | None = None):
+        """log π(token | state, prefix) in nats, [B, T], differentiable."""
+        return token_logp(self.logits[prompts[:, None], self.nodes(tokens)], tokens)
+
+    @torch.no_grad()
+    def sample(self, prompts: Tensor, generator: torch.Generator) -> Rollout:
+        tokens = torch.zeros(len(prompts), 0, dtype=torch.long)
+        for _ in range(self.length):
+            # the last of the nodes is that of the prefix sampled so far
+            grown = torch.cat([tokens, torch.zeros_like(prompts)[:, None]], dim=1)
+            here = self.logits[prompts, self.nodes(grown)[:, -1]]
+            tokens = torch.cat([tokens, draw(here, generator)[:, None]], dim=1)
+        logits = self.logits[prompts[:, None], self.nodes(tokens)]
+        return Rollout(
+            prompts=prompts, tokens=tokens, mask=torch.ones_like(tokens).bool(),
+            logp=token_logp(logits, tokens), entropy=entropy(logits),
+        )  # fmt: skip
+
+
+class TabularPolicy(SequencePolicy):
+    """A softmax bandit: one action of K, a sequence of length one."""
+
+    def __init__(self, actions: int, states: int = 1, dtype=torch.float32):
+        super().__init__(vocab=actions, length=1, states=states, dtype=dtype)
+
+    def probs(self) -> Tensor:
+        """[states, K]."""
+        return self.logits[:, 0].softmax(-1)
+
+
+class SequenceCritic(nn.Module):
+    """One free value per state and prefix, for a `SequencePolicy` of the same size."""
+
+    def __init__(self, policy: SequencePolicy):
+        super().__init__()
+        self.nodes = policy.nodes
+        self.table = nn.Parameter(policy.logits.detach()[..., 0] * 0)
+
+    def forward(self, prompts: Tensor, tokens: Tensor, mask: Tensor | None = None):
+        return self.table[prompts[:, None], self.nodes(tokens)]
+
+
+def join(prompts: Tensor, tokens: Tensor, mask: Tensor, pad: int):
+    """Prompt and answer as one input of a language model.
+
+    Pads on the left of the prompt and on the right of the answer get no attention
+    and do not count as positions, so padded and unpadded batches agree.
+
+    Returns:
+      A dict with `input_ids`, `attention_mask`, `position_ids`, each [B, P + T].
+    """
+    check_same_shape(tokens=tokens, mask=mask)
+    attention = torch.cat([prompts != pad, mask.bool()], dim=1)
+    return {
+        # what stands in a pad is never used, so that it may be anything
+        "input_ids": torch.cat([prompts, tokens], dim=1).where(attention, pad),
+        "attention_mask": attention.long(),
+        "position_ids": (attention.long().cumsum(-1) - 1).clamp(min=0),
+    }
+
+
+class CausalLMPolicy(nn.Module):
+    """A causal language model as a policy: prompt in, answer out.
+
+    Sampling reuses the key–value cache and keeps the log-probabilities of that very
+    pass. The answer ends after `max_new_tokens` tokens or with the end token, which
+    is itself an action. With `allowed`, the law is restricted to those tokens and
+    renormalised: a vocabulary small enough to enumerate on the real model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pad: int,
+        end: int | None,
+        max_new_tokens: int,
+        allowed: Tensor | None = None,
+    ):
+        super().__init__()
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: want ≥ 1, found {max_new_tokens}")
+        self.model = model.eval()  # dropout off: old and new log-probs must agree
+        self.pad, self.end, self.max_new_tokens = pad, end, max_new_tokens
+        vocab = model.config.vocab_size
+        allowed = torch.arange(vocab) if allowed is None else allowed
+        slot = torch.full((vocab,), -1)
+        slot[allowed] = torch.arange(len(allowed))
+        self.restricted = len(allowed) < vocab
+        self.register_buffer("allowed", allowed, persistent=False)
+        self.register_buffer("slot", slot, persistent=False)
+
+    def _law(self, logits: Tensor) -> Tensor:
+        logits = logits[..., self.allowed] if self.restricted else logits
+        return logits.float()
+
+    def logits(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits that score each answer token, [B, T, K]: one slot before it."""
+        batch = join(prompts, tokens, mask, self.pad)
+        keep = tokens.shape[1] + 1
+        out = self.model(**batch, use_cache=False, logits_to_keep=keep)
+        return self._law(out.logits[:, :-1])
+
+    def logp(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """log π(token | prompt, prefix) in nats, [B, T]; 0 on pads; differentiable."""
+        slots = self.slot[tokens.where(mask.bool(), self.allowed[0])]
+        if (slots < 0).any():
+            raise ValueError("tokens: found an id outside `allowed`")
+        logp = token_logp(self.logits(prompts, tokens, mask), slots)
+        return torch.where(mask.bool(), logp, 0.0)
+
+    @torch.no_grad()
+    def sample(self, prompts: Tensor, generator: torch.Generator) -> Rollout:
+        prompts = prompts.to(self.allowed.device)
+        attention = prompts != self.pad
+        position = (attention.long().cumsum(-1) - 1).clamp(min=0)
+        alive = torch.ones_like(attention[:, 0])
+        ids, past, columns = prompts, None, []
+        for _ in range(self.max_new_tokens):
+            out = self.model(
+                input_ids=ids, attention_mask=attention.long(), position_ids=position,
+                past_key_values=past, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            past, law = out.past_key_values, self._law(out.logits[:, -1])
+            slot = draw(law, generator)
+            token = torch.where(alive, self.allowed[slot], self.pad)
+            logp = torch.where(alive, token_logp(law[:, None], slot[:, None])[:, 0], 0)
+            columns.append((token, alive, logp, torch.where(alive, entropy(law), 0)))
+            ids, position = token[:, None], position[:, -1:] + 1
+            attention = torch.cat([attention, alive[:, None]], dim=1)
+            if self.end is not None:
+                alive = alive & (token != self.end)
+            if not alive.any():
+                break
+        tokens, mask, logp, spread = (
+            torch.stack(c, 1) for c in zip(*columns, strict=True)
+        )
+        return self._pad_to_length(prompts, tokens, mask, logp, spread)
+
+    def _pad_to_length(self, prompts, tokens, mask, logp, spread) -> Rollout:
+        short = (0, self.max_new_tokens - tokens.shape[1])
+        pad = nn.functional.pad
+        return Rollout(
+            prompts=prompts, tokens=pad(tokens, short, value=self.pad),
+            mask=pad(mask, short, value=False), logp=pad(logp, short),
+            entropy=pad(spread, short),
+        )  # fmt: skip
