@@ -384,12 +384,12 @@ def _fit(
             break
     else:
         raise ValueError("counts too extreme: no maximum found in 100 Newton steps")
-    inverse = torch.linalg.inv(information) - torch.outer(shift, shift)
-    # as normalised: subtract the reference's strength, or the mean
+    # as normalised: subtract the reference's strength, or the mean; either wipes out
+    # what `information` holds along the shift
     normalise = torch.eye(size, dtype=torch.float64)
     origin = shift * items**-0.5 if reference is None else normalise[reference].clone()
     normalise[:items] -= origin
-    covariance = normalise @ inverse @ normalise.T
+    covariance = normalise @ torch.linalg.inv(information) @ normalise.T
     stderr = covariance.diagonal().clamp(min=0).sqrt()
     found = normalise @ theta
     extras = {}
