@@ -1,0 +1,395 @@
+"""Figures: one style, one colour per method, and functions that only draw.
+
+Decisions:
+- A method has the same colour in every notebook. The palette is that of Okabe and
+  Ito, which readers with any common form of colour blindness can tell apart; every
+  method has a marker of its own too, so that a grey print can be read.
+- A function takes data and `ax=None`, returns the Axes, and computes nothing but what
+  it takes to draw (the mean and range of the seeds it is given).
+- Three lines or fewer are labelled where they end; more get a legend.
+- The HTML functions leave the colour of text to the page and set no opaque
+  background, so that they are readable on light and on dark pages.
+
+No model, no torch: data may be tensors, arrays or lists.
+"""
+
+import html
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+FULL, HALF = (6.0, 3.5), (3.5, 2.5)  # figure sizes in inches
+
+COLORS = {
+    "ref": "#7f7f7f",  # grey: the reference policy
+    "optimum": "#000000",  # black, dashed: the exact answer
+    "reinforce": "#56b4e9",
+    "ppo": "#0072b2",
+    "rloo": "#009e73",
+    "grpo": "#cc79a7",
+    "dpo": "#d55e00",
+    "best_of_n": "#e69f00",
+    "rejection": "#8c6d31",
+    "sft": "#882255",
+    "proxy": "#0072b2",
+    "gold": "#e69f00",
+}
+MARKERS = {
+    "ref": "h",
+    "optimum": "",
+    "reinforce": "v",
+    "ppo": "o",
+    "rloo": "^",
+    "grpo": "D",
+    "dpo": "s",
+    "best_of_n": "P",
+    "rejection": "X",
+    "sft": "*",
+    "proxy": "o",
+    "gold": "s",
+}
+NAMES = {
+    "ref": "π_ref",
+    "optimum": "optimum π*",
+    "reinforce": "REINFORCE",
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "best_of_n": "best-of-n",
+    "rejection": "rejection sampling",
+    "sft": "supervised",
+    "proxy": "proxy reward",
+    "gold": "gold reward",
+}
+KL_LABEL = "KL(π‖π_ref) [nats]"
+
+
+def use_style() -> None:
+    """Set the look of every figure that follows; call once, in the setup cell."""
+    known = list(COLORS)
+    cycle = [COLORS[n] for n in known[known.index("reinforce") : known.index("proxy")]]
+    plt.rcParams.update(
+        {
+            "figure.figsize": FULL,
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=cycle),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 5,
+            "legend.frameon": False,
+            "font.size": 10,
+        }
+    )
+
+
+def color(method: str) -> str:
+    """The colour of a method.
+
+    >>> color("ppo")
+    '#0072b2'
+    """
+    return _known(COLORS, method)
+
+
+def _known(table, method):
+    if method not in table:
+        raise ValueError(f"method: want one of {sorted(table)}, found {method!r}")
+    return table[method]
+
+
+def _axes(ax, xlabel, ylabel):
+    ax = plt.subplots()[1] if ax is None else ax
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return ax
+
+
+def _array(name, x):
+    x = np.asarray(x, dtype=float)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name}: found NaN or an infinite number")
+    return x
+
+
+def _same_length(**columns):
+    columns = {name: _array(name, x) for name, x in columns.items()}
+    if len({x.shape for x in columns.values()}) > 1 or columns[min(columns)].ndim != 1:
+        found = ", ".join(f"{name} {list(x.shape)}" for name, x in columns.items())
+        raise ValueError(f"want one axis of one length, found {found}")
+    return columns.values()
+
+
+def _label_lines(ax, lines):
+    """Name each line: beside its end for three or fewer, in a legend for more.
+
+    Args:
+      lines: (text, colour, y of the last point) of each line.
+    """
+    if len(lines) > 3:
+        ax.legend()
+        return
+    lines = sorted(lines, key=lambda line: line[2])
+    low, high = ax.get_ylim()
+    places = []
+    for _, _, y in lines:  # labels keep their distance, lines need not
+        places.append(max([y] + [p + 0.08 * (high - low) for p in places[-1:]]))
+    shift = sum(p - y for p, (_, _, y) in zip(places, lines, strict=True)) / len(lines)
+    for place, (text, colour, _) in zip(places, lines, strict=True):
+        ax.annotate(
+            text,
+            (1.01, place - shift),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def frontier(
+    curve_kl, curve_reward, methods=None, ax=None, ylabel="expected reward", ref=None
+):
+    """What reward each KL buys: the exact frontier, and where the methods stand.
+
+    Args:
+      curve_kl, curve_reward: the exact curve, [n] each, in order of KL.
+      methods: {method: (kl, reward)}, each [m]: one point per β, or per seed.
+      ref: reward of π_ref, drawn as a grey point at KL 0; None for no point.
+    """
+    ax = _axes(ax, KL_LABEL, ylabel)
+    x, y = _same_length(curve_kl=curve_kl, curve_reward=curve_reward)
+    ax.plot(x, y, "--", color=COLORS["optimum"], label=NAMES["optimum"], zorder=1)
+    if ref is not None:
+        style = {"color": COLORS["ref"], "label": NAMES["ref"], "linestyle": "none"}
+        ax.plot([0], [ref], MARKERS["ref"], **style)
+    for method, (kl, reward) in (methods or {}).items():
+        kl, reward = _same_length(kl=np.atleast_1d(kl), reward=np.atleast_1d(reward))
+        style = {"color": color(method), "label": NAMES[method], "linestyle": "none"}
+        ax.plot(kl, reward, MARKERS[method], **style)
+    ax.legend(loc="lower right")  # points of several methods lie too close for labels
+    return ax
+
+
+def learning_curves(
+    curves, steps=None, ax=None, ylabel="expected reward", xlabel="step", exact=None
+):
+    """Mean over seeds as a line, lowest to highest seed as a band.
+
+    Args:
+      curves: {method: values [seeds, steps]}; one row is drawn without a band.
+      steps: where the values were taken, [steps]; 1, 2, … if None.
+      exact: the right answer, a number drawn as a dashed black line.
+    """
+    ax = _axes(ax, xlabel, ylabel)
+    ends, seeds = [], set()
+    for method, values in curves.items():
+        values = np.atleast_2d(_array(method, values))
+        x = (
+            np.arange(1, values.shape[1] + 1)
+            if steps is None
+            else _array("steps", steps)
+        )
+        if x.shape != values.shape[1:]:
+            found = f"{method} {list(values.shape)}, steps {list(x.shape)}"
+            raise ValueError(f"want one value per step, found {found}")
+        mean = values.mean(0)
+        ax.plot(x, mean, color=color(method), label=NAMES[method])
+        if len(values) > 1:
+            low, high = values.min(0), values.max(0)
+            ax.fill_between(x, low, high, color=color(method), alpha=0.2, linewidth=0)
+        seeds.add(len(values))
+        ends.append((NAMES[method], color(method), mean[-1]))
+    if exact is not None:
+        style = {"color": COLORS["optimum"], "label": NAMES["optimum"]}
+        ax.axhline(exact, linestyle="--", zorder=1, **style)
+        if len(ends) <= 3:
+            ax.annotate(
+                "exact optimum",
+                (0.01, exact),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                va="bottom",
+            )
+    _label_lines(ax, ends)
+    if max(seeds) > 1:
+        count = " or ".join(str(n) for n in sorted(seeds))
+        ax.set_title(
+            f"line: mean of {count} seeds; band: lowest to highest",
+            fontsize=8, loc="left", color=COLORS["ref"],
+        )  # fmt: skip
+    return ax
+
+
+def calibration(predicted, observed, error=None, ax=None, method="ppo"):
+    """How often what was predicted with probability p came true, beside the diagonal.
+
+    Args:
+      predicted, observed: mean prediction and share that came true per bin, [bins].
+      error: half a confidence interval of `observed`, [bins], or None.
+    """
+    ax = _axes(ax, "predicted probability", "observed share")
+    x, y = _same_length(predicted=predicted, observed=observed)
+    error = None if error is None else _array("error", error)
+    ax.plot([0, 1], [0, 1], "--", color=COLORS["optimum"], zorder=1)
+    ax.errorbar(
+        x, y, yerr=error, fmt=MARKERS[method] + "-", color=color(method), capsize=2
+    )
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    ax.annotate("calibrated", (0.5, 0.5), xytext=(8, -8), va="top",
+                textcoords="offset points")  # fmt: skip
+    return ax
+
+
+def choice_curve(gap, observed, error=None, curve=None, ax=None, xlabel="score gap"):
+    """How often a judge prefers the better one, by how much better it is.
+
+    Args:
+      gap, observed: mean gap and share that chose the better one per bin, [bins].
+      error: half a confidence interval of `observed`, [bins], or None.
+      curve: (gap, probability) of a fitted or exact curve, or None.
+    """
+    ax = _axes(ax, xlabel, "P(the better one is chosen)")
+    x, y = _same_length(gap=gap, observed=observed)
+    error = None if error is None else _array("error", error)
+    if curve is not None:
+        curve_x, curve_y = _same_length(gap=curve[0], probability=curve[1])
+        ax.plot(curve_x, curve_y, "--", color=COLORS["optimum"], label="Bradley-Terry")
+    ax.errorbar(
+        x, y, yerr=error, fmt="o", color=COLORS["ppo"], capsize=2, label="judges"
+    )
+    ax.axhline(0.5, color=COLORS["ref"], linewidth=0.8, zorder=0)
+    ax.set_ylim(0.45, 1.02)
+    ax.legend(loc=(0.62, 0.22))
+    return ax
+
+
+def reward_vs_sqrt_kl(kl, proxy, gold, ax=None, ylabel="reward"):
+    """What the reward model says and what is true, as the policy moves away.
+
+    The horizontal axis is √KL, in which Gao, Schulman & Hilton (2022,
+    arXiv 2210.10760) state their laws of over-optimisation.
+
+    Args:
+      kl: KL(π‖π_ref) in nats, [n], none below 0.
+      proxy, gold: reward of the model trained on, and of the judge, [n].
+    """
+    ax = _axes(ax, "√KL(π‖π_ref) [√nats]", ylabel)
+    kl, proxy, gold = _same_length(kl=kl, proxy=proxy, gold=gold)
+    if (kl < 0).any():
+        raise ValueError(f"kl: want numbers ≥ 0, found {kl.min()}")
+    x, ends = np.sqrt(kl), []
+    for method, y, line in (("proxy", proxy, "--"), ("gold", gold, "-")):
+        style = {"color": color(method), "label": NAMES[method]}
+        ax.plot(x, y, line, marker=MARKERS[method], **style)
+        ends.append((NAMES[method], color(method), y[-1]))
+    _label_lines(ax, ends)
+    return ax
+
+
+class Html(str):
+    """HTML that Jupyter shows; as plain text it is its own description."""
+
+    description = ""
+
+    def __new__(cls, text, description):
+        made = super().__new__(cls, text)
+        made.description = description
+        return made
+
+    def _repr_html_(self):
+        return str(self)
+
+    def __repr__(self):
+        return self.description
+
+
+def token_kl_html(tokens, kl, limit=None) -> Html:
+    """The text, each token on a ground coloured by its log π − log π_ref.
+
+    Orange: the policy likes the token more than the reference does; blue: less. The
+    sum over the text is its sample of the KL; single tokens may be negative.
+
+    Args:
+      tokens: the text of each token, [T].
+      kl: k1 = log π − log π_ref of each token in nats, [T].
+      limit: nats at which the colour is full; the largest |kl| if None.
+    """
+    tokens, kl = list(tokens), _array("kl", kl)
+    if kl.shape != (len(tokens),):
+        raise ValueError(f"want a number per token, found {len(tokens)}, {kl.shape}")
+    full = limit or float(np.abs(kl).max(initial=0)) or 1.0
+    spans = [
+        f'<span style="{_ground(k / full)}" title="{k:+.2f} nats">'
+        f"{_visible(token)}</span>"
+        for token, k in zip(tokens, kl, strict=True)
+    ]
+    legend = " ".join(
+        f'<span style="{_ground(share)};padding:0 .5em">{share * full:+.1f}</span>'
+        for share in (-1.0, -0.5, 0.0, 0.5, 1.0)
+    )
+    most = f"{tokens[kl.argmax()].strip()!r} ({kl.max():+.2f})" if tokens else "none"
+    description = (
+        f"{len(tokens)} tokens coloured by log π − log π_ref; "
+        f"sum {kl.sum():+.2f} nats; largest: {most}"
+    )
+    return Html(
+        f'<figure role="group" aria-label="{html.escape(description)}" '
+        'style="margin:.5em 0;max-width:44em">'
+        f'<div style="line-height:1.9;white-space:pre-wrap">{"".join(spans)}</div>'
+        '<figcaption style="font-size:85%;margin-top:.4em">'
+        f"log π − log π_ref [nats]: {legend} · sum {kl.sum():+.2f}"
+        "</figcaption></figure>",
+        description,
+    )
+
+
+def _ground(share):
+    """A see-through ground: orange above 0, blue below, clear at 0."""
+    red, green, blue = (213, 94, 0) if share > 0 else (0, 114, 178)
+    alpha = 0.6 * min(abs(share), 1.0)
+    return f"background-color:rgba({red},{green},{blue},{alpha:.2f});border-radius:3px"
+
+
+def _visible(token):
+    """Escaped, with a sign for each line break, which would show no ground."""
+    return html.escape(token).replace("\n", "⏎\n")
+
+
+def samples_table(samples) -> Html:
+    """Prompts with their continuations before and after training, and gold scores.
+
+    Args:
+      samples: dicts with the keys prompt, before, after, before_gold, after_gold.
+    """
+    cell = "text-align:left;vertical-align:top;padding:.4em .7em;white-space:pre-wrap"
+    number = cell.replace("left", "right") + ";font-variant-numeric:tabular-nums"
+    rule = "border-top:1px solid rgba(127,127,127,.4)"
+    wide = cell + ";width:35%"
+    heads = [("prompt", cell), ("before", wide), ("gold", number)]
+    heads += [("after", wide), ("gold", number)]
+    rows = []
+    for s in samples:
+        texts = [s["prompt"], s["before"], f"{s['before_gold']:+.2f}"]
+        texts += [s["after"], f"{s['after_gold']:+.2f}"]
+        columns = zip(texts, heads, strict=True)
+        rows.append(
+            "".join(
+                f'<td style="{c};{rule}">{html.escape(t)}</td>' for t, (_, c) in columns
+            )
+        )
+    head = "".join(
+        f'<th scope="col" style="{style}">{name}</th>' for name, style in heads
+    )
+    body = "".join(f'<tr style="background:none">{row}</tr>' for row in rows)
+    description = f"{len(rows)} prompts, each with its text before and after training"
+    return Html(
+        f'<table aria-label="{description}" style="border-collapse:collapse;color:inherit">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+        description,
+    )

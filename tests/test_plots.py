@@ -1,0 +1,268 @@
+"""What is drawn is what was given, in the method's colour, with both axes named."""
+
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from rlhf_mini import plots
+
+matplotlib.use("agg")
+
+KL, REWARD = [0.0, 0.5, 1.0], [0.0, 0.6, 0.8]
+SEEDS = torch.tensor([[0.0, 1.0, 2.0], [2.0, 3.0, 7.0]])
+DRAWINGS = {
+    "frontier": lambda ax: plots.frontier(KL, REWARD, {"ppo": (KL, REWARD)}, ax, ref=0),
+    "learning_curves": lambda ax: plots.learning_curves({"ppo": SEEDS}, ax=ax, exact=8),
+    "calibration": lambda ax: plots.calibration(KL, REWARD, error=[0.1] * 3, ax=ax),
+    "choice_curve": lambda ax: plots.choice_curve(KL, REWARD, ax=ax),
+    "reward_vs_sqrt_kl": lambda ax: plots.reward_vs_sqrt_kl(KL, REWARD, REWARD, ax),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_figures():
+    with plt.rc_context():
+        plots.use_style()
+        yield
+    plt.close("all")
+
+
+def line(ax, label):
+    (found,) = [x for x in ax.get_lines() if x.get_label() == label]
+    return found
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_is_drawn_into_the_axes_given(name):
+    _, ax = plt.subplots()
+    assert DRAWINGS[name](ax) is ax
+    assert len(plt.get_fignums()) == 1
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_without_axes_a_figure_of_the_house_size_is_made(name):
+    ax = DRAWINGS[name](None)
+    assert tuple(ax.figure.get_size_inches()) == plots.FULL
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_both_axes_are_named(name):
+    ax = DRAWINGS[name](None)
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_can_be_rendered(name, tmp_path):
+    DRAWINGS[name](None).figure.savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 2_000
+
+
+def test_the_direction_of_the_kl_is_on_the_axis():
+    assert plots.frontier(KL, REWARD).get_xlabel() == "KL(π‖π_ref) [nats]"
+
+
+# --- colours
+
+
+def test_every_method_has_a_colour_a_marker_and_a_name():
+    assert set(plots.COLORS) == set(plots.MARKERS) == set(plots.NAMES)
+
+
+def test_reference_is_grey_and_optimum_black():
+    red, green, blue = matplotlib.colors.to_rgb(plots.color("ref"))
+    assert red == green == blue
+    assert plots.color("optimum") == "#000000"
+
+
+def test_no_two_methods_share_a_colour_or_a_marker():
+    """proxy and gold are rewards, not methods: they stand in figures of their own."""
+    methods = set(plots.COLORS) - {"proxy", "gold"}
+    assert len({plots.COLORS[m] for m in methods}) == len(methods)
+    assert len({plots.MARKERS[m] for m in methods}) == len(methods)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="method: want one of .* found 'pppo'"):
+        plots.color("pppo")
+
+
+# --- what is drawn
+
+
+def test_the_exact_frontier_is_black_and_dashed():
+    exact = line(plots.frontier(KL, REWARD), "optimum π*")
+    assert exact.get_color() == "#000000" and exact.get_linestyle() == "--"
+    np.testing.assert_array_equal(exact.get_xydata(), np.c_[KL, REWARD])
+
+
+def test_points_of_a_method_stand_where_they_were_measured():
+    ax = plots.frontier(KL, REWARD, {"dpo": ([0.7], [0.5])})
+    assert line(ax, "DPO").get_xydata().tolist() == [[0.7, 0.5]]
+    assert to_hex(line(ax, "DPO").get_color()) == plots.color("dpo")
+
+
+def test_one_number_per_method_is_enough():
+    ax = plots.frontier(KL, REWARD, {"ppo": (0.7, 0.5)})
+    assert line(ax, "PPO").get_xydata().tolist() == [[0.7, 0.5]]
+
+
+def test_a_learning_curve_is_the_mean_over_seeds():
+    ax = plots.learning_curves({"ppo": SEEDS}, steps=[10, 20, 30])
+    drawn = line(ax, "PPO").get_xydata().tolist()
+    assert drawn == [[10, 1.0], [20, 2.0], [30, 4.5]]
+
+
+def test_the_band_reaches_from_the_lowest_seed_to_the_highest():
+    ax = plots.learning_curves({"ppo": SEEDS})
+    (band,) = ax.collections
+    vertices = band.get_paths()[0].vertices
+    assert {(x, y) for x, y in vertices if x == 3} == {(3, 2), (3, 7)}
+    assert "2 seeds; band: lowest to highest" in ax.get_title(loc="left")
+
+
+def test_one_seed_has_no_band_and_claims_none():
+    ax = plots.learning_curves({"ppo": SEEDS[:1]})
+    assert not ax.collections and not ax.get_title(loc="left")
+
+
+def test_three_lines_are_labelled_where_they_end():
+    curves = dict.fromkeys(("ppo", "rloo", "dpo"), SEEDS)
+    ax = plots.learning_curves(curves)
+    assert ax.get_legend() is None
+    assert {"PPO", "RLOO", "DPO"} <= {t.get_text() for t in ax.texts}
+
+
+def test_four_lines_get_a_legend():
+    curves = dict.fromkeys(("ppo", "rloo", "dpo", "grpo"), SEEDS)
+    assert plots.learning_curves(curves).get_legend() is not None
+
+
+def test_labels_of_lines_that_meet_do_not_lie_on_each_other():
+    ax = plots.learning_curves(dict.fromkeys(("ppo", "rloo", "dpo"), SEEDS))
+    heights = sorted(t.xy[1] for t in ax.texts)
+    low, high = ax.get_ylim()
+    assert min(np.diff(heights)) > 0.07 * (high - low)
+
+
+def test_calibration_is_held_against_the_diagonal():
+    ax = plots.calibration([0.2, 0.8], [0.3, 0.7])
+    assert [[0, 0], [1, 1]] in [x.get_xydata().tolist() for x in ax.get_lines()]
+
+
+def test_over_optimisation_is_drawn_over_the_root_of_the_kl():
+    ax = plots.reward_vs_sqrt_kl([0, 4, 9], [0, 1, 2], [0, 1, 0.5])
+    assert line(ax, "proxy reward").get_xdata().tolist() == [0, 2, 3]
+    assert line(ax, "gold reward").get_ydata().tolist() == [0, 1, 0.5]
+
+
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: plots.frontier(KL, REWARD[:2]), r"curve_kl \[3\], curve_reward \[2\]"),
+        (lambda: plots.frontier(KL, [0, np.nan, 1]), "curve_reward: found NaN"),
+        (lambda: plots.learning_curves({"ppo": SEEDS}, [1]), r"ppo .*, steps \[1\]"),
+        (lambda: plots.reward_vs_sqrt_kl([-1], [0], [0]), "kl: want numbers ≥ 0"),
+        (lambda: plots.token_kl_html(["a"], [1, 2]), "want a number per token"),
+    ],
+)
+def test_data_that_do_not_fit_are_named(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+# --- HTML
+
+TOKENS, TOKEN_KL = [" <b>", "great", "\n", "&"], [0.5, 2.0, 0.0, -1.0]
+ROW = {"prompt": "<i>", "before": "a\nb", "after": "c & d"}
+ROW |= {"before_gold": -1.234, "after_gold": 2.0}
+
+
+class Balanced(HTMLParser):
+    """Collects the text and raises if a tag is not closed in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.text = [], ""
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+PAGES = [plots.token_kl_html(TOKENS, TOKEN_KL), plots.samples_table([ROW])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["tokens", "samples"])
+def test_html_is_balanced_and_text_is_escaped(page):
+    Balanced(page)
+    assert "<b>" not in page and "<i>" not in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["tokens", "samples"])
+def test_html_takes_its_text_colour_from_the_page_be_it_light_or_dark(page):
+    assert not re.search(r"(?<![-\w])color\s*:\s*(?!inherit)", page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["tokens", "samples"])
+def test_html_has_a_description_which_is_its_plain_text(page):
+    assert f'aria-label="{page.description.split(";")[0]}' in page
+    assert repr(page) == page.description
+    assert page._repr_html_() == page
+
+
+def test_tokens_are_all_there_and_breaks_can_be_seen():
+    text = Balanced(plots.token_kl_html(TOKENS, TOKEN_KL)).text
+    assert text.startswith(" <b>great⏎\n&")
+
+
+def test_the_colour_tells_the_sign_and_its_strength_the_size():
+    page = plots.token_kl_html(TOKENS, torch.tensor(TOKEN_KL))
+    grounds = re.findall(r"rgba\((\d+),\d+,\d+,([\d.]+)\)", page)[:4]
+    assert grounds == [("213", "0.15"), ("213", "0.60"), ("0", "0.00"), ("0", "0.30")]
+    assert 'title="+2.00 nats"' in page and 'title="-1.00 nats"' in page
+
+
+def test_the_legend_tells_what_a_full_colour_means():
+    assert ">+4.0<" in plots.token_kl_html(TOKENS, TOKEN_KL, limit=4.0)
+    assert ">-2.0<" in plots.token_kl_html(TOKENS, TOKEN_KL)
+
+
+def test_a_policy_that_is_the_reference_has_no_colour():
+    page = plots.token_kl_html(["a", "b"], [0.0, 0.0])
+    assert "sum +0.00 nats" in page.description
+
+
+def luminance(rgb):
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("share", [-1.0, 1.0], ids=["blue", "orange"])
+@pytest.mark.parametrize(
+    "page, ink", [(1.0, 0.13), (0.07, 0.93)], ids=["light", "dark"]
+)
+def test_the_strongest_ground_leaves_the_text_readable(share, page, ink):
+    """WCAG 2 asks for a contrast of 4.5 to 1."""
+    *rgb, alpha = map(float, re.findall(r"[\d.]+", plots._ground(share))[:4])
+    ground = [alpha * c / 255 + (1 - alpha) * page for c in rgb]
+    dark, light = sorted([luminance(ground), luminance([ink] * 3)])
+    assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+def test_the_table_has_each_text_with_its_score():
+    text = Balanced(plots.samples_table([ROW, ROW])).text
+    assert text.count("-1.23") == text.count("+2.00") == text.count("c & d") == 2
