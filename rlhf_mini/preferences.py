@@ -190,7 +190,8 @@ def fit_bradley_terry(wins: Tensor, reference: int | None = None) -> Fit:
 
     Raises:
       ValueError: wins is not square, has NaN, negative counts or a non-zero
-        diagonal; reference is not an item; no finite maximum exists.
+        diagonal; reference is not an item; no finite maximum exists, or counts are
+        so lopsided that float64 cannot find it.
 
     Source: Bradley and Terry (1952); existence: Ford (1957), "Solution of a ranking
     problem from binary comparisons".
