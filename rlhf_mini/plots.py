@@ -389,7 +389,8 @@ def samples_table(samples) -> Html:
     body = "".join(f'<tr style="background:none">{row}</tr>' for row in rows)
     description = f"{len(rows)} prompts, each with its text before and after training"
     return Html(
-        f'<table aria-label="{description}" style="border-collapse:collapse;color:inherit">'
+        f'<table aria-label="{description}" '
+        'style="border-collapse:collapse;color:inherit">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
         description,
     )
