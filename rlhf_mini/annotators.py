@@ -50,7 +50,8 @@ class BradleyTerryAnnotator:
         careless = 2 * self.flip
         p = (1 - careless) * torch.softmax(self.slope * gold.double(), -1)
         p = p + careless / gold.shape[1]
-        return torch.multinomial(p, 1, generator=generator)[:, 0]
+        drawn = torch.multinomial(p.to(generator.device), 1, generator=generator)
+        return drawn[:, 0].to(gold.device)
 
     def ceiling(self, gold_a: Tensor, gold_b: Tensor) -> float:
         """Share of these labels that the gold score itself predicts: E max(p, 1 − p).
@@ -101,7 +102,8 @@ def fit_choice_slope(gap: Tensor, outcome: Tensor) -> tuple[float, float]:
     A tie counts as half a win on either side.
 
     Raises:
-      ValueError: shapes differ, or outcomes leave [0, 1].
+      ValueError: shapes differ, outcomes leave [0, 1], or no slope is the likeliest:
+        all gaps are 0, or the outcomes follow the gaps without exception.
 
     >>> slope, _ = fit_choice_slope(torch.tensor([1.0, 1, 1, 1]),
     ...                             torch.tensor([1.0, 1, 1, 0]))
@@ -111,7 +113,8 @@ def fit_choice_slope(gap: Tensor, outcome: Tensor) -> tuple[float, float]:
     same_shape(gap=gap, outcome=outcome)
     check_finite(gap=gap, outcome=outcome)
     if outcome.min() < 0 or outcome.max() > 1:
-        raise ValueError(f"outcome: want within [0, 1], found {outcome.min().item()}")
+        found = f"{outcome.min().item()} to {outcome.max().item()}"
+        raise ValueError(f"outcome: want within [0, 1], found {found}")
     gap, outcome = gap.double(), outcome.double()
     slope = torch.zeros((), dtype=torch.float64)
     for _ in range(50):
@@ -119,6 +122,8 @@ def fit_choice_slope(gap: Tensor, outcome: Tensor) -> tuple[float, float]:
         information = (p * (1 - p) * gap**2).sum()
         step = ((outcome - p) * gap).sum() / information
         slope = slope + step
-        if step.abs() < 1e-12:
+        if step.abs() < 1e-12 * (1 + slope.abs()):
             break
+    else:
+        raise ValueError("gap, outcome: no finite slope fits them best")
     return slope.item(), information.rsqrt().item()

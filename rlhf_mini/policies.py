@@ -9,7 +9,7 @@ is scored at another temperature than it sampled at is silently off-policy.
 import torch
 from torch import Tensor, nn
 
-from .checks import check_same_shape
+from .checks import check_index, check_logits, check_same_shape
 from .logprobs import entropy, token_logp
 from .rollouts import Rollout
 
@@ -19,7 +19,11 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 
     Inverts the distribution function in float64. The uniform numbers come from the
     generator's device, so that one seed draws the same on CPU and GPU.
+
+    Raises:
+      ValueError: a row of logits is no distribution (NaN, +inf, or only −inf).
     """
+    check_logits(logits=logits)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     u = torch.rand(
         (*logits.shape[:-1], 1), dtype=torch.float64, generator=generator,
@@ -64,7 +68,7 @@ class SequencePolicy(nn.Module):
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, generator: torch.Generator) -> Rollout:
-        tokens = torch.zeros(len(prompts), 0, dtype=torch.long)
+        tokens = prompts.new_zeros(len(prompts), 0)
         for _ in range(self.length):
             # the last of the nodes is that of the prefix sampled so far
             grown = torch.cat([tokens, torch.zeros_like(prompts)[:, None]], dim=1)
@@ -94,10 +98,23 @@ class SequenceCritic(nn.Module):
     def __init__(self, policy: SequencePolicy):
         super().__init__()
         self.nodes = policy.nodes
-        self.table = nn.Parameter(policy.logits.detach()[..., 0] * 0)
+        self.table = nn.Parameter(torch.zeros_like(policy.logits[..., 0]))
 
     def forward(self, prompts: Tensor, tokens: Tensor, mask: Tensor | None = None):
         return self.table[prompts[:, None], self.nodes(tokens)]
+
+
+def real(prompts: Tensor, pad: int) -> Tensor:
+    """Where the tokens of prompts stand that are padded on the left, [B, P] bool.
+
+    Raises:
+      ValueError: a prompt ends in a pad: it is padded on the right, or empty.
+    """
+    if (prompts[:, -1] == pad).any():
+        row = int((prompts[:, -1] == pad).nonzero()[0])
+        raise ValueError(f"prompts: row {row} ends in a pad; want pads on the left")
+    # only what leads is a pad: the end token may be the pad, and stand in a prompt
+    return (prompts != pad).cumsum(-1) > 0
 
 
 def join(prompts: Tensor, tokens: Tensor, mask: Tensor, pad: int):
@@ -110,7 +127,7 @@ def join(prompts: Tensor, tokens: Tensor, mask: Tensor, pad: int):
       A dict with `input_ids`, `attention_mask`, `position_ids`, each [B, P + T].
     """
     check_same_shape(tokens=tokens, mask=mask)
-    attention = torch.cat([prompts != pad, mask.bool()], dim=1)
+    attention = torch.cat([real(prompts, pad), mask.bool()], dim=1)
     return {
         # what stands in a pad is never used, so that it may be anything
         "input_ids": torch.cat([prompts, tokens], dim=1).where(attention, pad),
@@ -143,10 +160,13 @@ class CausalLMPolicy(nn.Module):
         self.model = model.eval()  # dropout off: old and new log-probs must agree
         self.pad, self.end, self.max_new_tokens = pad, end, max_new_tokens
         vocab = model.config.vocab_size
-        allowed = torch.arange(vocab) if allowed is None else allowed
+        self.restricted = allowed is not None
+        allowed = allowed if self.restricted else torch.arange(vocab)
+        check_index(vocab, allowed=allowed)
+        if len(allowed.unique()) < len(allowed):
+            raise ValueError("allowed: want distinct ids, found one twice")
         slot = torch.full((vocab,), -1)
         slot[allowed] = torch.arange(len(allowed))
-        self.restricted = len(allowed) < vocab
         self.register_buffer("allowed", allowed, persistent=False)
         self.register_buffer("slot", slot, persistent=False)
 
@@ -172,7 +192,7 @@ class CausalLMPolicy(nn.Module):
     @torch.no_grad()
     def sample(self, prompts: Tensor, generator: torch.Generator) -> Rollout:
         prompts = prompts.to(self.allowed.device)
-        attention = prompts != self.pad
+        attention = real(prompts, self.pad)
         position = (attention.long().cumsum(-1) - 1).clamp(min=0)
         alive = torch.ones_like(attention[:, 0])
         ids, past, columns = prompts, None, []

@@ -37,6 +37,9 @@ class Rollout:
             tokens=self.tokens, mask=self.mask, logp=self.logp, entropy=self.entropy,
             ref_logp=self.ref_logp, values=self.values,
         )  # fmt: skip
+        # scores [B, 1] would broadcast against [B] to [B, B], in silence
+        if self.scores is not None:
+            check_same_shape(scores=self.scores, rows=self.tokens[:, 0])
 
     def __len__(self) -> int:
         return len(self.tokens)

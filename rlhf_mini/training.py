@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .advantages import gae, leave_one_out
 from .checks import check_between, check_positive
@@ -206,7 +206,9 @@ def _descend(loss: Tensor, optimizer, settings: PPOSettings) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     for group in optimizer.param_groups:  # actor and critic are clipped apart
-        torch.nn.utils.clip_grad_norm_(group["params"], settings.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(group["params"], settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ValueError(f"gradient: norm {norm.item()}; the update was not made")
     optimizer.step()
 
 
