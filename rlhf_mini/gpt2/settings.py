@@ -1,6 +1,7 @@
 """Every option of a run, with its help text: the command line is made from this."""
 
 import argparse
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
@@ -58,8 +59,8 @@ class Settings:
     clip_eps: float = option(0.2, "clip range of the ratio")
     value_clip: float = option(0.2, "clip range of the critic, reward units")
     value_weight: float = option(0.1, "weight of the critic's loss")
-    epochs: int = option(4, "PPO: passes over each rollout")
-    minibatches: int = option(4, "PPO: parts of each pass")
+    epochs: int = option(2, "PPO: passes over each rollout")
+    minibatches: int = option(2, "PPO: parts of each pass")
     max_grad_norm: float = option(1.0, "gradient clipping, actor and critic apart")
 
     eval_prompts: int = option(512, "held-out prompts at the end")
@@ -98,6 +99,22 @@ class Settings:
     @property
     def data_folder(self) -> Path:
         return Path(self.data or self.out)
+
+
+# the notebook's sizes: the same run, fewer comparisons and steps
+FAST = {"comparisons": 1536, "steps": 10, "eval_prompts": 256, "best_of": 16}
+
+
+def from_environment(**changes) -> Settings:
+    """Settings of the profile named by RLHF_MINI_PROFILE: fast (default) or full.
+
+    Raises:
+      ValueError: another profile.
+    """
+    profile = os.environ.get("RLHF_MINI_PROFILE", "fast")
+    if profile not in ("fast", "full"):
+        raise ValueError(f"RLHF_MINI_PROFILE: want fast or full, found {profile!r}")
+    return Settings(**(FAST if profile == "fast" else {}) | changes)
 
 
 def parse(argv=None) -> Settings:
