@@ -9,14 +9,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from .. import seeding
-from ..rollouts import Rollout, collect
 from . import checkpoints
 from .comparisons import Comparisons, accuracy, predict
-from .evaluation import best_of_n_curve, evaluate
+from .evaluation import best_of_n, evaluate, samples
 from .models import TokenScorer, freeze
 from .pipeline import (
     make_comparisons,
@@ -25,7 +21,6 @@ from .pipeline import (
     run_ppo,
     run_rloo,
 )
-from .reviews import decode
 from .settings import Settings, parse
 from .world import World, build_world
 
@@ -61,7 +56,7 @@ def prepare(world: World) -> tuple[Comparisons, TokenScorer]:
         data = make_comparisons(world, s.comparisons)
         checkpoints.save(file, vars(data))
         data.write_jsonl(folder / "preferences.jsonl", world.tokenizer)
-        stamp.write_text(json.dumps(wanted, indent=1))
+        write_json(stamp, wanted)
     done = folder / "reward_model" / "done"
     if done.exists():
         scorer = TokenScorer.load(folder / "reward_model", world.tokenizer)
@@ -81,8 +76,9 @@ def report(world: World, policy, reward_model) -> dict:
         results[name], rollouts[name] = evaluate(
             who, world.reference, world.eval_prompts, board, seeding.make(10_000)
         )
-    write_samples(world, rollouts["reference"], rollouts["policy"], out)
-    (out / "evaluation.json").write_text(json.dumps(results, indent=1))
+    rows = samples(rollouts["reference"], rollouts["policy"], board, 20)
+    write_json(out / "samples.json", rows)
+    write_json(out / "evaluation.json", results)
     print(f"\n{'held-out prompts':24}{'reference':>12}{'policy':>12}")
     for key in results["policy"]:
         if not key.endswith("_ci"):
@@ -90,42 +86,14 @@ def report(world: World, policy, reward_model) -> dict:
     return results
 
 
-def write_samples(world: World, before: Rollout, after: Rollout, out: Path, n=20):
-    """samples.json: answers to the same prompts before and after, with gold scores."""
-    gold = world.gold()
-    columns = [
-        world.tokenizer.batch_decode(before.prompts[:n], skip_special_tokens=True),
-        decode(before[:n], world.tokenizer, answers_only=True),
-        decode(after[:n], world.tokenizer, answers_only=True),
-        gold(before[:n]).tolist(),
-        gold(after[:n]).tolist(),
-    ]
-    names = ("prompt", "before", "after", "before_gold", "after_gold")
-    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    text = json.dumps(rows, indent=1, ensure_ascii=False)
-    (out / "samples.json").write_text(text, encoding="utf-8")
-
-
-def best_of_n(world: World, reward_model: TokenScorer) -> list[dict]:
-    """The best-of-n curve of the reference on held-out prompts, best-of-1 included."""
-    n, board = world.settings.best_of, world.board(reward_model)
-    prompts = world.eval_prompts.repeat_interleave(n, dim=0)
-    generator = seeding.make(10_001)
-    rollout = collect(world.reference, prompts, generator, batch_size=512)
-    rows = torch.arange(len(rollout)).split(512)
-    columns: dict[str, list[Tensor]] = {}
-    for i in rows:
-        for name, x in board(rollout[i]).items():
-            columns.setdefault(name, []).append(x)
-    sizes = [2**i for i in range(n.bit_length()) if 2**i <= n]
-    joined = {k: torch.cat(v) for k, v in columns.items()}
-    return best_of_n_curve(joined, n, sizes)
+def write_json(path: Path, x) -> None:
+    path.write_text(json.dumps(x, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def main(settings: Settings) -> None:
     out = settings.out_folder
     out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+    write_json(out / "settings.json", asdict(settings))
     world = build_world(settings)
     data, reward_model = prepare(world)
     fresh = make_comparisons(world, 1024, seed=settings.seed + 20_000)
@@ -135,8 +103,11 @@ def main(settings: Settings) -> None:
         f"of {len(fresh)} fresh comparisons"
     )
     if settings.method == "best-of-n":
-        curve = best_of_n(world, reward_model)
-        (out / "best_of_n.json").write_text(json.dumps(curve, indent=1))
+        curve = best_of_n(
+            world.reference, world.eval_prompts, world.board(reward_model),
+            settings.best_of, seeding.make(10_001),
+        )  # fmt: skip
+        write_json(out / "best_of_n.json", curve)
         for row in curve:
             print("  ".join(f"{k} {row[k]:.3f}" for k in row if not k.endswith("_ci")))
         return

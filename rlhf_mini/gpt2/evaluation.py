@@ -109,3 +109,36 @@ def best_of_n_curve(
             row[name + "_ci"] = 1.96 * spread.item()
         rows.append(row)
     return rows
+
+
+def best_of_n(
+    policy, prompts: Tensor, board: Scoreboard, n: int, generator: torch.Generator
+) -> list[dict]:
+    """The best-of-n curve for 1, 2, 4, … up to n, from n answers to each prompt."""
+    asked = prompts.repeat_interleave(n, dim=0)
+    rollout = collect(policy, asked, generator, batch_size=512)
+    parts = [board(rollout[rows]) for rows in torch.arange(len(rollout)).split(512)]
+    columns = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    sizes = [2**i for i in range(n.bit_length()) if 2**i <= n]
+    return best_of_n_curve(columns, n, sizes)
+
+
+def samples(before: Rollout, after: Rollout, board: Scoreboard, n: int) -> list[dict]:
+    """The first n answers to the same prompts before and after, with gold scores.
+
+    Raises:
+      ValueError: the prompts are not the same.
+    """
+    before, after = before[:n], after[:n]
+    if not torch.equal(before.prompts, after.prompts):
+        raise ValueError("before, after: want answers to the same prompts")
+    tokenizer, gold = board.tokenizer, board.judges.gold
+    columns = {
+        "prompt": tokenizer.batch_decode(before.prompts, skip_special_tokens=True),
+        "before": decode(before, tokenizer, answers_only=True),
+        "after": decode(after, tokenizer, answers_only=True),
+        "before_gold": gold.score(decode(before, tokenizer)).tolist(),
+        "after_gold": gold.score(decode(after, tokenizer)).tolist(),
+    }
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -1,0 +1,142 @@
+"""The full-profile runs that notebook 11 shows beside its own: seeds, minutes, date.
+
+    python tools/record_full_runs.py --out build/full --seeds 0 1 2
+
+Runs every method for every seed through the same command line as a user would, then
+writes data/gpt2_rlhf/full_runs.json. What is finished is not run again, so a killed
+recording goes on; `--only NAME …` runs some jobs, `--gather` only writes the file.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+from rlhf_mini.gpt2 import comparisons, pipeline
+from rlhf_mini.gpt2.__main__ import main, prepare
+from rlhf_mini.gpt2.settings import Settings
+from rlhf_mini.gpt2.world import build_world
+
+RECORD = Path(__file__).resolve().parents[1] / "data" / "gpt2_rlhf" / "full_runs.json"
+JOBS = {
+    "ppo": {"method": "ppo"},
+    "rloo": {"method": "rloo"},
+    "dpo": {"method": "dpo", "lr": 1e-4},
+    "best-of-n": {"method": "best-of-n"},
+    # the KL that best-of-16 has at most: log 16 − 15/16
+    "ppo at the KL of best-of-16": {"method": "ppo", "target_kl": 1.835},
+    "ppo without a leash": {"method": "ppo", "beta": 0.005},
+}
+SIZES = [512, 2048, 8192]  # comparisons of the reward model's learning curve
+CURVES = (
+    "kl_to_ref", "score", "gold", "positive_reviews", "positive_ratings", "entropy",
+    "clipfrac", "approx_kl", "explained_variance", "distinct_2", "beta",
+)  # fmt: skip
+
+
+def settings_of(job: str, seed: int, out: Path) -> Settings:
+    folder = out / f"seed{seed}"
+    return Settings(
+        seed=seed, data=str(folder / "data"), out=str(folder / job.replace(" ", "_")),
+        resume=True, **JOBS[job],
+    )  # fmt: skip
+
+
+def timed(folder: Path, work) -> None:
+    """Do the work unless `minutes.json` says it is done; add up over kills."""
+    note = folder / "minutes.json"
+    if note.exists():
+        return
+    began = time.monotonic()
+    work()
+    minutes = (time.monotonic() - began) / 60
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"minutes": minutes, "date": date.today().isoformat()}))
+
+
+def reward_model_curve(seed: int, out: Path) -> None:
+    """Agreement with fresh choices after fits to the first n comparisons."""
+    s = settings_of("ppo", seed, out)
+    world = build_world(s)
+    data, last = prepare(world)
+    fresh = pipeline.make_comparisons(world, 2048, seed=seed + 20_000)
+    rows = []
+    for n in [*[n for n in SIZES if n < len(data)], len(data)]:
+        began = time.monotonic()
+        whole = n == len(data)
+        model = last if whole else pipeline.make_reward_model(world, data[:n])
+        right, error = comparisons.accuracy(comparisons.predict(model, fresh), fresh)
+        rows.append({"comparisons": n, "accuracy": right, "ci": 1.96 * error,
+                     "minutes": (time.monotonic() - began) / 60})  # fmt: skip
+        print(rows[-1])
+    first, second = fresh.gold[:, 0], fresh.gold[:, 1]
+    found = {"rows": rows, "ceiling": world.annotator.ceiling(first, second)}
+    found["gold_accuracy"] = comparisons.accuracy(fresh.gold, fresh)[0]
+    (out / f"seed{seed}" / "reward_model.json").write_text(json.dumps(found))
+
+
+def gather(out: Path) -> dict:
+    """Everything that was left in the folders, as one table."""
+    record = {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "reward_model": [], "runs": [], "best_of_n": [],
+    }  # fmt: skip
+    for folder in sorted(out.glob("seed*")):
+        seed = int(folder.name.removeprefix("seed"))
+        if (found := folder / "reward_model.json").exists():
+            record["reward_model"].append(
+                {"seed": seed} | json.loads(found.read_text())
+            )
+        for job in JOBS:
+            run = Path(settings_of(job, seed, out).out)
+            if not (run / "minutes.json").exists():
+                continue
+            row = {"job": job, "seed": seed} | json.loads(
+                (run / "minutes.json").read_text()
+            )
+            if (found := run / "best_of_n.json").exists():
+                record["best_of_n"].append(
+                    row | {"curve": json.loads(found.read_text())}
+                )
+                continue
+            lines = (run / "metrics.jsonl").read_text().splitlines()
+            metrics = [json.loads(line) for line in lines]
+            row["settings"] = json.loads((run / "settings.json").read_text())
+            row["settings"] = {k: row["settings"][k] for k in ("beta", "steps", "lr")}
+            row |= json.loads((run / "evaluation.json").read_text())
+            row["curve"] = {
+                k: [round(m[k], 4) for m in metrics] for k in CURVES if k in metrics[0]
+            }
+            record["runs"].append(row)
+    return record
+
+
+def record(args) -> None:
+    for seed in args.seeds:
+        for job in JOBS:
+            if args.only and job not in args.only:
+                continue
+            s = settings_of(job, seed, args.out)
+            print(f"--- seed {seed}: {job}", flush=True)
+            timed(Path(s.out), lambda s=s: main(s))
+        if not args.only or "reward model" in args.only:
+            folder = args.out / f"seed{seed}" / "reward_model_curve"
+            timed(folder, lambda seed=seed: reward_model_curve(seed, args.out))
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--out", type=Path, default=Path("build/full"), help="work folder")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--only", nargs="+", help=f"some of {[*JOBS, 'reward model']}")
+    p.add_argument("--gather", action="store_true", help="run nothing")
+    arguments = p.parse_args()
+    if not arguments.gather:
+        record(arguments)
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(gather(arguments.out), indent=1), encoding="utf-8")
+    print(f"wrote {RECORD.name}")
