@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .advantages import gae, leave_one_out
 from .checks import check_between, check_positive
-from .kl import AdaptiveKL, kl_k3, shape_rewards
+from .kl import AdaptiveKL, approx_kl, shape_rewards
 from .logprobs import sequence_sum
 from .losses import (
     best_of_k_loss,
@@ -235,8 +235,7 @@ def _update_metrics(logp, batch, policy_loss, value_loss, settings) -> dict[str,
     return {
         "policy_loss": policy_loss.item(),
         "value_loss": value_loss.item(),
-        # KL(π_old‖π): the samples are π_old's, so it stands first
-        "approx_kl": masked_mean(kl_k3(old, logp), batch.mask).item(),
+        "approx_kl": approx_kl(logp.detach(), old, batch.mask).item(),
         "clipfrac": clip_fraction(logp, old, batch.mask, settings.clip_eps).item(),
         "ratio_error": _ratio_error(logp, batch),
     }
