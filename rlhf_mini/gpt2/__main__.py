@@ -51,7 +51,8 @@ def prepare(world: World) -> tuple[Comparisons, TokenScorer]:
                     f"wants {want!r}; name another --data or --out folder"
                 )
     if stamp.exists() and file.exists():
-        data = Comparisons(**checkpoints.load(file))
+        loaded = checkpoints.load(file)
+        data = Comparisons(**{k: x.to(world.device) for k, x in loaded.items()})
     else:
         data = make_comparisons(world, s.comparisons)
         checkpoints.save(file, vars(data))

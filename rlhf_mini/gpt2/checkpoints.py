@@ -39,6 +39,7 @@ def load(path: Path) -> dict:
 
 def _flatten(x, name, tensors):
     if isinstance(x, Tensor):
+        name = f"{len(tensors)}{name}"  # "a/b" may be two keys or one with a slash
         # a copy: safetensors refuses tensors that share memory, as tied weights do
         tensors[name] = x.detach().cpu().clone().contiguous()
         return {"tensor": name}

@@ -33,16 +33,18 @@ class Comparisons:
 
     def pairs(self) -> tuple[Tensor, tuple, tuple]:
         """(prompts, chosen, rejected) for `dpo_step`: the chosen answer against each
-        other one, N·(K − 1) rows."""
+        other one, N·(K − 1) rows less the pairs of two equal answers."""
         n, k = self.choice.shape[0], self.tokens.shape[1]
-        lost = torch.arange(k).expand(n, k)
+        lost = torch.arange(k, device=self.choice.device).expand(n, k)
         lost = lost[lost != self.choice[:, None]].view(n, k - 1)
-        row = torch.arange(n)[:, None].expand(n, k - 1).flatten()
+        row = torch.arange(n, device=lost.device).repeat_interleave(k - 1)
+        won, lost = self.choice[row], lost.flatten()
+        differ = (self.tokens[row, won] != self.tokens[row, lost]).any(-1)
+        row, won, lost = row[differ], won[differ], lost[differ]
         pick = lambda i: tuple(  # noqa: E731
             x[row, i] for x in (self.tokens, self.mask, self.ref_logp)
         )
-        won = self.choice[:, None].expand(n, k - 1).flatten()
-        return self.prompts[row], pick(won), pick(lost.flatten())
+        return self.prompts[row], pick(won), pick(lost)
 
     def write_jsonl(self, path: Path, tokenizer) -> None:
         """`prompt, chosen, rejected` lines, as TRL and `datasets` read them."""
@@ -79,7 +81,7 @@ def compare(
     if k < 2:
         raise ValueError(f"k: want ≥ 2 answers to compare, found {k}")
     parts = []
-    chunks = prompts.repeat_interleave(k, dim=0).split(k * (512 // k))
+    chunks = prompts.repeat_interleave(k, dim=0).split(k * max(512 // k, 1))
     for chunk in tqdm(chunks, desc="sampling answers", disable=not progress):
         parts.append(collect(policy, chunk, generator, score=gold, batch_size=512))
     r = concatenate(parts)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..exact import best_of_n_kl_bound, best_of_n_weights
-from ..rollouts import Rollout, collect
+from ..rollouts import Rollout, collect, concatenate
 from .models import TokenScorer
 from .reviews import Judges, decode
 
@@ -35,17 +35,22 @@ class Scoreboard:
 class Watched:
     """A scorer that also notes what others think of the answers it scores.
 
-    Training sees only what the scorer returns; `seen` is for the log.
+    Training sees only what the scorer returns; what was noticed is for the log.
     """
 
     def __init__(self, score, board: Scoreboard):
-        self.score, self.board, self.seen = score, board, {}
+        self.score, self.board, self.parts = score, board, []
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        columns = self.board(rollout)
-        self.seen = {k: v.mean().item() for k, v in columns.items()}
-        self.seen["distinct_2"] = distinct(rollout, 2)
+        self.parts.append((rollout, self.board(rollout)))
         return self.score(rollout)
+
+    def take(self) -> dict[str, float]:
+        """Mean opinions of all answers since the last call: a batch comes in parts."""
+        rollouts, boards = zip(*self.parts, strict=True)
+        self.parts = []
+        row = {k: torch.cat([b[k] for b in boards]).mean().item() for k in boards[0]}
+        return row | {"distinct_2": distinct(concatenate(list(rollouts)), 2)}
 
 
 def distinct(rollout: Rollout, n: int) -> float:

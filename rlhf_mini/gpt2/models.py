@@ -21,8 +21,15 @@ SHIPPED = Path(__file__).resolve().parents[2] / "data" / "gpt2-mini"
 
 
 def load_tokenizer(name: str | Path = SHIPPED):
-    """The tokenizer of a model, padding on the left; the end token pads if need be."""
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    """The tokenizer of a model, padding on the left; the end token pads if need be.
+
+    Raises:
+      ValueError: the folder does not hold a tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: no tokenizer in {str(name)!r}: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

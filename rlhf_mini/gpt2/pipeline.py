@@ -92,7 +92,7 @@ def run_ppo(
             policy, critic, world.reference, score, prompts, optimizer, controller,
             s.ppo(), generator,
         )  # fmt: skip
-        return row | score.seen
+        return row | score.take()
 
     state = {"policy": policy, "critic": critic, "optimizer": optimizer}
     state["controller"] = controller
@@ -120,7 +120,7 @@ def run_rloo(
             policy, world.reference, score, prompts, optimizer, s.beta, s.group,
             s.ppo(), generator,
         )  # fmt: skip
-        return row | score.seen
+        return row | score.take()
 
     state = {"policy": policy, "optimizer": optimizer}
     return policy, train(world, step, state, generator, folder)

@@ -98,7 +98,7 @@ def load_prompts(tokenizer, part: str, length: int = 8) -> Tensor:
       part: "train" or "eval": the first or second half of the prompt *reviews*.
 
     Raises:
-      ValueError: another part, or a length < 1.
+      ValueError: another part, a length < 1, or one that no sentence has.
     """
     if part not in ("train", "eval"):
         raise ValueError(f"part: want 'train' or 'eval', found {part!r}")
@@ -113,6 +113,8 @@ def load_prompts(tokenizer, part: str, length: int = 8) -> Tensor:
     # at least a word must follow: a prompt should not be a whole sentence
     rows = [r[:length] for r in rows if len(r) > length]
     unique = list(dict.fromkeys(map(tuple, rows)))
+    if not unique:
+        raise ValueError(f"length: no sentence has more than {length} tokens")
     return torch.tensor(unique)
 
 

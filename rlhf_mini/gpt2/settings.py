@@ -5,6 +5,8 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
+import torch
+
 from ..checks import check_between, check_positive
 from ..training import PPOSettings
 from .models import SHIPPED
@@ -73,18 +75,32 @@ class Settings:
             raise ValueError(f"method: want one of {METHODS}, found {self.method!r}")
         if self.reward not in ("model", "gold"):
             raise ValueError(f"reward: want 'model' or 'gold', found {self.reward!r}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(f.default) is int and type(value) is not int:
+                raise ValueError(f"{f.name}: want a whole number, found {value!r}")
+        try:
+            self.device == "auto" or torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device: no such device, {self.device!r}") from None
         for name in ("answers", "group"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: want ≥ 2, found {getattr(self, name)}")
         check_between(0, 0.5, flip=self.flip)
         for f in fields(self):
-            positive = f.name not in ("seed", "flip", "target_kl", "resume")
-            if positive and not isinstance(f.default, str):
+            # these may be 0; all but seed and target_kl are checked by who uses them
+            zero = f.name in ("seed", "flip", "target_kl", "gamma", "lam", "resume")
+            if not zero and not isinstance(f.default, str):
                 check_positive(**{f.name: getattr(self, f.name)})
         check_between(0, float("inf"), target_kl=self.target_kl, seed=self.seed)
         if self.method == "rloo" and self.batch % self.group:
             raise ValueError(
                 f"batch: want a multiple of group {self.group}, found {self.batch}"
+            )
+        if self.target_kl and self.horizon <= self.batch / 5:
+            raise ValueError(
+                f"horizon: want more than a fifth of batch {self.batch}, found "
+                f"{self.horizon}: beta could become negative"
             )
         self.ppo()  # checks the rest
 

@@ -76,6 +76,8 @@ def build_world(settings: Settings) -> World:
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: {device!r} was asked for and there is none")
     tokenizer = load_tokenizer(settings.model)
     reference = load_policy(
         settings.model, tokenizer, max_new_tokens=settings.new_tokens, device=device
