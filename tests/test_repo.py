@@ -223,12 +223,8 @@ def test_notebook_calls_every_function_it_defines(path):
 
 
 @notebook
-def test_notebook_is_written_to_be_read_on_a_page(path):
-    """Lines of code up to 79 characters; at least as many cells of prose as of code."""
-    code, prose = cells(path, "code"), cells(path, "markdown")
-    long = [line for c in code for line in c.source.split("\n") if len(line) > 79]
-    assert long == []
-    assert len(prose) >= len(code)
+def test_notebook_has_at_least_as_many_cells_of_prose_as_of_code(path):
+    assert len(cells(path, "markdown")) >= len(cells(path, "code"))
 
 
 # --- links, sizes
@@ -339,7 +335,9 @@ def metric_names(path):
 @pytest.mark.parametrize("name", ["training.py", "gpt2/evaluation.py"])
 def test_the_glossary_has_every_metric(name):
     glossary = README.split("## The metrics")[1].split("\n## ")[0]
-    names = set(metric_names(PACKAGE / name)) - {"lr", "initial_lr"}
+    no_metrics = {"lr", "initial_lr"}  # of the optimizer; the rest, of samples.json
+    no_metrics |= {"prompt", "before", "after", "before_gold", "after_gold"}
+    names = set(metric_names(PACKAGE / name)) - no_metrics
     assert {n for n in names if f"`{n}`" not in glossary} == set()
 
 

@@ -166,7 +166,9 @@ def main(notebook=NOTEBOOK, out=ROOT / "out"):
         figures = extract_figures(nb, out / "figures")
     print(f"\nexecuted in {time.monotonic() - began:.0f} s\n")
     report(out)
-    print(f"\nin {out}: {copy.name}, {len(figures)} figures, the policy, metrics.jsonl")
+    print(
+        f"\nin {out}: {copy.name}, {len(figures)} figure(s), the policy, metrics.jsonl"
+    )
 
 
 if __name__ == "__main__":

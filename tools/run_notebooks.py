@@ -34,6 +34,8 @@ def execute(nb, path, env=None, **hooks):
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
+        # else the kernel warns that it talks over TCP, as every kernel does
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
         **hooks,
     ).execute(env={**os.environ, "OMP_NUM_THREADS": "2", **(env or {})})
