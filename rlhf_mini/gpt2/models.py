@@ -12,10 +12,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    logging,
 )
 
 from ..policies import CausalLMPolicy, join
 from ..rollouts import Rollout
+
+# A fresh head is missing from the checkpoint by design, and reviews are tokenized
+# whole though they are longer than the context: both would be warned of each time.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "gpt2-mini"
 
