@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rlhf_mini import seeding
+from rlhf_mini.annotators import BradleyTerryAnnotator
+from rlhf_mini.gpt2.models import TokenScorer, freeze, load_policy
+from rlhf_mini.gpt2.reviews import Judges, TextJudge
+from rlhf_mini.gpt2.settings import Settings
+from rlhf_mini.gpt2.world import World
 
 SENTENCES = [
     "a good film with a good cast and a good end",
@@ -56,3 +66,72 @@ def model_folder(tokenizer, tmp_path_factory):
 @pytest.fixture()
 def model(model_folder):
     return GPT2LMHeadModel.from_pretrained(model_folder)
+
+
+@pytest.fixture(scope="session")
+def judges():
+    """Three judges of single letters, so that even a random answer has a score."""
+    return Judges(
+        *(
+            TextJudge(
+                name,
+                make_pipeline(
+                    TfidfVectorizer(analyzer="char", ngram_range=(1, n)),
+                    LogisticRegression(C=10.0),
+                ).fit(SENTENCES, labels),
+                scale=2.0,
+            )
+            for name, n, labels in (
+                ("gold", 1, [1, 0, 1, 0]),
+                ("reviews", 2, [1, 0, 1, 0]),
+                ("ratings", 1, [1, 0, 0, 1]),
+            )
+        )
+    )
+
+
+def prompt_rows(tokenizer, length=4):
+    """Every stretch of `length` tokens of the made-up sentences, [N, length]."""
+    rows = [tokenizer(s)["input_ids"] for s in SENTENCES]
+    cut = [tuple(r[i : i + length]) for r in rows for i in range(len(r) - length)]
+    return torch.tensor(sorted(set(cut)))
+
+
+SMALL = {
+    "prompt_length": 4, "new_tokens": 5, "comparisons": 48, "rm_batch": 16,
+    "steps": 4, "batch": 16, "epochs": 2, "minibatches": 2, "eval_prompts": 6,
+    "best_of": 4, "checkpoint_every": 2, "lr": 1e-3, "critic_lr": 1e-3,
+    "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make_world(model_folder, tokenizer, judges):
+    """Settings → a world of tiny pieces, in the place of `build_world`."""
+
+    def make(settings=None, **changes):
+        if settings is None:
+            settings = Settings(**({"model": str(model_folder)} | SMALL | changes))
+        rows = prompt_rows(tokenizer)
+        reference = load_policy(
+            settings.model, tokenizer, max_new_tokens=settings.new_tokens
+        )
+        return World(
+            settings=settings,
+            device=torch.device("cpu"),
+            tokenizer=tokenizer,
+            train_prompts=rows[::2],
+            eval_prompts=rows[1::2][: settings.eval_prompts],
+            reference=freeze(reference),
+            judges=judges,
+            annotator=BradleyTerryAnnotator(slope=1.5, flip=settings.flip),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reward_model(model_folder, tokenizer):
+    """A reward model nobody has trained: a random head on the random body."""
+    scorer = TokenScorer.from_language_model(model_folder, tokenizer, seeding.make(3))
+    return freeze(scorer)

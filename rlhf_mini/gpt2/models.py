@@ -7,6 +7,7 @@ Policies and reward models are what `AutoModelForCausalLM` and
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -41,6 +42,13 @@ def load_tokenizer(name: str | Path = SHIPPED):
     return tokenizer
 
 
+def _load(kind, name: str | Path, **options) -> nn.Module:
+    try:
+        return kind.from_pretrained(name, dtype=torch.float32, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"model: cannot load {str(name)!r}: {error}") from error
+
+
 def load_policy(
     name: str | Path, tokenizer, *, max_new_tokens: int, device="cpu", allowed=None
 ) -> CausalLMPolicy:
@@ -49,10 +57,7 @@ def load_policy(
     Raises:
       ValueError: the folder does not hold a causal language model.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: cannot load {str(name)!r}: {error}") from error
+    model = _load(AutoModelForCausalLM, name)
     return CausalLMPolicy(
         model, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id,
         max_new_tokens=max_new_tokens, allowed=allowed,
@@ -83,9 +88,7 @@ class TokenScorer(nn.Module):
     @classmethod
     def from_language_model(cls, name, tokenizer, generator) -> "TokenScorer":
         """A scalar head on a pretrained body; head ~ N(0, 1/(d + 1)), no bias."""
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, num_labels=1, dtype=torch.float32
-        )
+        model = _load(AutoModelForSequenceClassification, name, num_labels=1)
         model.config.pad_token_id = tokenizer.pad_token_id
         head = model.score.weight
         draw = torch.randn(head.shape, generator=generator)
@@ -115,10 +118,16 @@ class TokenScorer(nn.Module):
 
     @torch.no_grad()
     def normalise(self, rollouts: Rollout, batch_size: int = 256) -> None:
-        """Mean 0 and variance 1 over these answers of the reference."""
+        """Mean 0 and variance 1 over these answers of the reference.
+
+        Raises:
+          ValueError: the scores do not differ.
+        """
         rows = torch.arange(len(rollouts)).split(batch_size)
         found = torch.cat([self.score(rollouts[i]) for i in rows])
-        scale = found.std().clamp(min=1e-8)
+        scale = found.std()
+        if not scale > 1e-6:
+            raise ValueError(f"rollouts: scores do not differ, their std is {scale}")
         self.model.score.weight.div_(scale)
         shift = self.model.config.reward_shift + found.mean().item()
         self.model.config.reward_shift = shift / scale.item()
@@ -128,7 +137,10 @@ class TokenScorer(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, tokenizer) -> "TokenScorer":
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32
-        )
+        """What `save` left.
+
+        Raises:
+          ValueError: the folder does not hold a whole reward model; it is named.
+        """
+        model = _load(AutoModelForSequenceClassification, folder)
         return cls(model, tokenizer.pad_token_id)
