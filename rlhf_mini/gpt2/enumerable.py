@@ -5,15 +5,21 @@ answers. Their rewards, π*, log Z and J are then exact, on the same weights and
 through the same training steps as the full run.
 """
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import exact
+from ..annotators import BradleyTerryAnnotator
+from ..checks import check_positive
 from ..policies import CausalLMPolicy
 from ..rollouts import Rollout
-from .models import load_policy
+from ..training import PPOSettings, dpo_step, linear_decay, ppo_step, rloo_step
+from .models import TokenScorer, load_policy
+from .pipeline import FixedKL, adam
 from .world import World
 
 
@@ -45,6 +51,10 @@ class Enumerable:
             self.logp(policy), self.ref_logp, self.rewards, self.beta
         ).item()
 
+    def share(self) -> float:
+        """The trained policy's gap as a share of what can be gained."""
+        return self.gap(self.policy) / self.attainable()
+
     def attainable(self) -> float:
         """What the optimum gains over the reference: β log Z − J(π_ref)."""
         return self.gap(self.reference)
@@ -59,13 +69,28 @@ class Enumerable:
 
 
 def make_enumerable(
-    world: World, reward_model, prompt: Tensor, *, beta: float, tokens=20, length=2
+    world: World,
+    reward_model: TokenScorer,
+    prompt: Tensor,
+    *,
+    beta: float,
+    tokens: int = 20,
+    length: int = 2,
 ) -> Enumerable:
     """List all answers of `length` tokens out of the `tokens` likeliest at the prompt.
 
     Rewards are the reward model's scores of prompt + answer, standardised under the
     reference's law, so that β means the same for every prompt.
+
+    Raises:
+      ValueError: not one prompt, fewer than two tokens, or β ≤ 0.
     """
+    if prompt.ndim != 2 or len(prompt) != 1:
+        raise ValueError(f"prompt: want shape [1, P], found {list(prompt.shape)}")
+    if tokens < 2 or length < 1:
+        found = f"{tokens} tokens, length {length}"
+        raise ValueError(f"want ≥ 2 tokens and length ≥ 1, found {found}")
+    check_positive(beta=beta)
     with torch.no_grad():
         logits = world.reference.model(prompt).logits[0, -1]
     logits[[world.tokenizer.eos_token_id, world.tokenizer.pad_token_id]] = -torch.inf
@@ -90,3 +115,69 @@ def make_enumerable(
         prompt, allowed, answers, ref_logp, (rewards - mean) / spread, policy,
         reference, beta,
     )  # fmt: skip
+
+
+# Each climb trains `small.policy` and yields `small.share()` after every update.
+
+
+def climb_rloo(
+    small: Enumerable, steps: int, batch: int, lr: float, generator: torch.Generator
+) -> Iterator[float]:
+    """RLOO with the whole batch as one group: there is one prompt."""
+    optimizer = adam([small.policy], [lr])
+    for i in range(steps):
+        linear_decay(optimizer, i, steps)
+        rloo_step(
+            small.policy, small.reference, small.score, small.prompt, optimizer,
+            small.beta, batch, PPOSettings(), generator,
+        )  # fmt: skip
+        yield small.share()
+
+
+def climb_ppo(
+    small: Enumerable,
+    critic: TokenScorer,
+    steps: int,
+    batch: int,
+    lr: float,
+    generator: torch.Generator,
+) -> Iterator[float]:
+    """PPO with a critic that starts as a copy of the one given."""
+    critic = copy.deepcopy(critic).requires_grad_(True)
+    optimizer = adam([small.policy, critic], [lr, lr])
+    prompts = small.prompt.expand(batch, -1)
+    settings = PPOSettings(epochs=2, minibatches=2)
+    for i in range(steps):
+        linear_decay(optimizer, i, steps)
+        ppo_step(
+            small.policy, critic, small.reference, small.score, prompts, optimizer,
+            FixedKL(small.beta), settings, generator,
+        )  # fmt: skip
+        yield small.share()
+
+
+def climb_dpo(
+    small: Enumerable,
+    pairs: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    generator: torch.Generator,
+) -> Iterator[float]:
+    """DPO on labelled pairs of the reference's answers; the noise is that of σ(Δr)."""
+    law = small.ref_logp.exp()
+    drawn = torch.multinomial(law, 2 * pairs, True, generator=generator).view(-1, 2)
+    choice = BradleyTerryAnnotator(slope=1.0).choose(small.rewards[drawn], generator)
+    won, lost = (drawn.gather(1, c[:, None])[:, 0] for c in (choice, 1 - choice))
+    mask = torch.ones_like(small.answers, dtype=torch.bool)
+    ref_logp = small.ref_logp.float()
+    optimizer = adam([small.policy], [lr])
+    prompts = small.prompt.expand(batch, -1)
+    for i in range(steps):
+        linear_decay(optimizer, i, steps)
+        rows = torch.randint(pairs, (batch,), generator=generator)
+        sides = (
+            (small.answers[k], mask[k], ref_logp[k]) for k in (won[rows], lost[rows])
+        )
+        dpo_step(small.policy, prompts, *sides, optimizer, small.beta, PPOSettings())
+        yield small.share()

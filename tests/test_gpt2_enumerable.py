@@ -1,0 +1,131 @@
+"""The cut-down language model: everything listed, and every number against the list."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from rlhf_mini import exact, seeding
+from rlhf_mini.gpt2 import enumerable
+from rlhf_mini.gpt2.enumerable import make_enumerable
+from rlhf_mini.rollouts import collect
+
+
+@pytest.fixture(scope="module")
+def world(make_world):
+    return make_world()
+
+
+@pytest.fixture()
+def small(world, reward_model):
+    prompt = world.eval_prompts[:1]
+    return make_enumerable(world, reward_model, prompt, beta=0.5, tokens=4, length=2)
+
+
+def test_all_answers_are_listed_once_in_counting_order(small):
+    listed = [tuple(a.tolist()) for a in small.answers]
+    assert listed == list(product(small.allowed.tolist(), repeat=2))
+
+
+def test_the_tokens_are_the_likeliest_ones_but_for_end_and_pad(world, small):
+    with torch.no_grad():
+        logits = world.reference.model(small.prompt).logits[0, -1]
+    special = [world.tokenizer.eos_token_id, world.tokenizer.pad_token_id]
+    order = [i for i in logits.argsort(descending=True).tolist() if i not in special]
+    assert sorted(small.allowed.tolist()) == sorted(order[:4])
+
+
+def test_the_reference_law_is_a_hand_made_product_of_restricted_softmaxes(world, small):
+    for row in range(len(small.answers)):
+        ids, total = small.prompt, 0.0
+        for token in small.answers[row]:
+            with torch.no_grad():
+                logits = world.reference.model(ids).logits[0, -1, small.allowed]
+            slot = small.allowed.tolist().index(token.item())
+            total += logits.double().log_softmax(-1)[slot].item()
+            ids = torch.cat([ids, token.view(1, 1)], dim=1)
+        assert abs(total - small.ref_logp[row].item()) < 1e-5
+
+
+def test_rewards_have_mean_0_and_variance_1_under_the_reference(small):
+    law = small.ref_logp.exp()
+    mean = (law * small.rewards).sum()
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-12, rtol=0)
+    variance = (law * small.rewards**2).sum()
+    torch.testing.assert_close(variance, torch.ones_like(variance))
+
+
+def test_rewards_rank_answers_as_the_reward_model_does(small, reward_model):
+    mask = torch.ones_like(small.answers).bool()
+    prompts = small.prompt.expand(len(mask), -1)
+    with torch.no_grad():
+        raw = reward_model.last(prompts, small.answers, mask)
+    assert torch.equal(raw.argsort(), small.rewards.argsort())
+
+
+def test_sampled_answers_get_the_listed_reward(small):
+    rollout = collect(
+        small.policy, small.prompt.expand(64, -1), seeding.make(0), score=small.score
+    )
+    table = {
+        tuple(a.tolist()): r
+        for a, r in zip(small.answers, small.rewards.float(), strict=True)
+    }
+    wanted = torch.stack([table[tuple(t.tolist())] for t in rollout.tokens])
+    assert torch.equal(rollout.scores, wanted)
+
+
+def test_the_attainable_gain_is_beta_log_z(small):
+    """J(π_ref) is the mean reward, which is 0."""
+    log_z = exact.log_partition(small.ref_logp, small.rewards, small.beta).item()
+    assert small.attainable() == pytest.approx(small.beta * log_z, abs=1e-10)
+    assert small.share() == pytest.approx(1.0, abs=1e-5)  # float32 forward
+
+
+@pytest.mark.parametrize("method", ["rloo", "ppo"])
+def test_policy_gradients_close_most_of_the_gap(small, reward_model, method):
+    generator = seeding.make(1)
+    if method == "rloo":
+        shares = list(enumerable.climb_rloo(small, 60, 64, 3e-3, generator))
+    else:
+        shares = list(
+            enumerable.climb_ppo(small, reward_model, 40, 64, 3e-3, generator)
+        )
+    assert shares[-1] < 0.05 < shares[0]
+
+
+def test_dpo_closes_more_of_the_gap_with_more_pairs(world, reward_model):
+    ends = []
+    for pairs in (8, 4000):
+        prompt = world.eval_prompts[:1]
+        small = make_enumerable(
+            world, reward_model, prompt, beta=0.5, tokens=4, length=2
+        )
+        shares = enumerable.climb_dpo(small, pairs, 80, 64, 3e-3, seeding.make(2))
+        ends.append(list(shares)[-1])
+    assert ends[1] < 0.5 * ends[0]
+    assert ends[1] < 0.2
+
+
+def test_a_climb_leaves_reference_and_critic_as_they_were(small, reward_model):
+    before = [p.clone() for p in reward_model.parameters()]
+    ref = small.logp(small.reference)
+    list(enumerable.climb_ppo(small, reward_model, 2, 16, 1e-2, seeding.make(3)))
+    after = list(reward_model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.equal(ref, small.logp(small.reference))
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"tokens": 1}, "≥ 2 tokens"),
+        ({"length": 0}, "length ≥ 1"),
+        ({"beta": 0.0}, "beta"),
+        ({"prompt": torch.zeros(2, 4, dtype=torch.long)}, r"prompt: .*\[2, 4\]"),
+    ],
+)
+def test_bad_input_is_named(world, reward_model, wrong, words):
+    options = {"prompt": world.eval_prompts[:1], "beta": 1.0} | wrong
+    with pytest.raises(ValueError, match=words):
+        make_enumerable(world, reward_model, **options)
