@@ -59,14 +59,14 @@ def prepare(world: World) -> tuple[Comparisons, TokenScorer]:
         data.write_jsonl(folder / "preferences.jsonl", world.tokenizer)
         write_json(stamp, wanted)
     done = folder / "reward_model" / "done"
-    if done.exists():
-        scorer = TokenScorer.load(folder / "reward_model", world.tokenizer)
-        return data, freeze(scorer.to(world.device))
-    scorer = make_reward_model(world, data)
-    scorer.save(folder / "reward_model")
-    world.tokenizer.save_pretrained(folder / "reward_model")
-    done.touch()
-    return data, scorer
+    if not done.exists():
+        make_reward_model(world, data).save(folder / "reward_model")
+        world.tokenizer.save_pretrained(folder / "reward_model")
+        done.touch()
+    # also what was just made is read back: where weights lie in memory moves the last
+    # digit of a score, and a resumed run is to be the same run
+    scorer = TokenScorer.load(folder / "reward_model", world.tokenizer)
+    return data, freeze(scorer.to(world.device))
 
 
 def report(world: World, policy, reward_model) -> dict:
