@@ -1,5 +1,7 @@
 """gpt2/models.py: folders that transformers loads, and one scalar per token."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -34,6 +36,11 @@ def rows(rollout):
         rollout.prompts, rollout.tokens, rollout.mask, strict=True
     ):
         yield torch.cat([prompt[prompt != PAD], tokens[mask]])[None]
+
+
+def quoted(path):
+    """A path as messages show it, to be matched: Windows has backslashes."""
+    return re.escape(repr(str(path)))
 
 
 # --- loading ------------------------------------------------------------------
@@ -78,12 +85,12 @@ def test_a_folder_without_a_model_is_named(tmp_path, model_folder, tokenizer, wh
         )
         half = (model_folder / "model.safetensors").read_bytes()[:5000]
         (tmp_path / "model.safetensors").write_bytes(half)
-    with pytest.raises(ValueError, match=f"model: cannot load '{tmp_path}'"):
+    with pytest.raises(ValueError, match=f"model: cannot load {quoted(tmp_path)}"):
         load_policy(tmp_path, tokenizer, max_new_tokens=2)
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(ValueError, match=f"model: no tokenizer in '{tmp_path}'"):
+    with pytest.raises(ValueError, match=f"model: no tokenizer in {quoted(tmp_path)}"):
         load_tokenizer(tmp_path)
 
 
