@@ -169,10 +169,13 @@ class CausalLMPolicy(nn.Module):
         slot[allowed] = torch.arange(len(allowed))
         self.register_buffer("allowed", allowed, persistent=False)
         self.register_buffer("slot", slot, persistent=False)
+        # a pad is no action: it would count in the mask and vanish from the text
+        never = (allowed == pad) & (pad != end)
+        self.register_buffer("never", never, persistent=False)
 
     def _law(self, logits: Tensor) -> Tensor:
         logits = logits[..., self.allowed] if self.restricted else logits
-        return logits.float()
+        return logits.float().masked_fill(self.never, -torch.inf)
 
     def logits(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Logits that score each answer token, [B, T, K]: one slot before it."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from rlhf_mini.gpt2 import __main__ as command
 from rlhf_mini.gpt2 import checkpoints
 from rlhf_mini.gpt2.comparisons import Comparisons
 from rlhf_mini.gpt2.models import load_policy
+from rlhf_mini.gpt2.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -228,3 +230,14 @@ def test_the_command_names_a_bad_option_before_it_leaves_anything(tmp_path):
     assert done.returncode == 2
     assert "beta: want a number > 0, found -1.0" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_with_other_settings_names_the_first_that_differs(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    killed = Settings(out=str(out), lr=1e-4)
+    (out / "settings.json").write_text(json.dumps(asdict(killed)))
+    command.check_resume(replace(killed, resume=True))
+    command.check_resume(replace(killed, lr=2e-4))  # not resumed: starts anew
+    with pytest.raises(ValueError, match="lr: .*0.0001.*0.0002"):
+        command.check_resume(replace(killed, lr=2e-4, resume=True))

@@ -329,9 +329,11 @@ def test_tokens_are_sampled_as_often_as_the_logits_say(model):
     prompt = PROMPTS[:1]
     rollout = policy.sample(prompt.expand(6_000, -1), seeding.make(0))
     with torch.no_grad():
-        p = model(prompt[:, 2:]).logits[0, -1].double().softmax(-1)  # no pads
+        logits = model(prompt[:, 2:]).logits[0, -1].double()  # no pads before it
     seen = torch.bincount(rollout.tokens[:, 0], minlength=50).double()
-    assert chisquare(seen, 6_000 * p).pvalue > 1e-3
+    words = torch.arange(50) != PAD  # and none after
+    assert seen[PAD] == 0
+    assert chisquare(seen[words], 6_000 * logits[words].softmax(-1)).pvalue > 1e-3
 
 
 def test_the_same_seed_samples_the_same_answers(model):
@@ -374,7 +376,9 @@ def test_each_token_is_scored_by_the_logits_one_slot_before_it(model):
         for t in range(int(rollout.mask[b].sum())):
             token = int(rollout.tokens[b, t])
             with torch.no_grad():
-                law = model(torch.tensor([text])).logits[0, -1].log_softmax(-1)
+                logits = model(torch.tensor([text])).logits[0, -1]
+            logits[PAD] = -torch.inf  # a pad is no action
+            law = logits.log_softmax(-1)
             assert logp[b, t].item() == pytest.approx(law[token].item(), abs=1e-5)
             text.append(token)
 
@@ -569,3 +573,16 @@ def test_a_full_rollout_agrees_with_policy_reference_critic_and_scorer(
         assert rollout.scores[b].item() == pytest.approx(
             everywhere[b, at].item(), abs=1e-5
         )
+
+
+def test_the_pad_is_never_an_action_unless_it_is_the_end(model, tokenizer):
+    """Sampled, it would stand in the mask and vanish from the text judges read."""
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    prompt = torch.tensor([[5, 9, 7]])
+    tokens = torch.tensor([[8, 6]])
+    mask = torch.ones_like(tokens).bool()
+    for ending, possible in ((end, False), (pad, True)):
+        policy = CausalLMPolicy(model, pad=pad, end=ending, max_new_tokens=2)
+        law = policy.logits(prompt, tokens, mask).softmax(-1)
+        assert (law[..., pad] > 0).all() == possible
+        torch.testing.assert_close(law.sum(-1), torch.ones(1, 2))

@@ -87,6 +87,24 @@ def report(world: World, policy, reward_model) -> dict:
     return results
 
 
+def check_resume(settings: Settings) -> None:
+    """Raise if --resume would go on with other settings than the killed run had.
+
+    Raises:
+      ValueError: the first setting that differs, with both values.
+    """
+    file = settings.out_folder / "settings.json"
+    if not (settings.resume and file.exists()):
+        return
+    for name, found in json.loads(file.read_text(encoding="utf-8")).items():
+        wanted = getattr(settings, name, None)
+        if name not in ("resume", "out", "data", "device") and found != wanted:
+            raise ValueError(
+                f"{name}: the run in {settings.out} has {found!r}, this one wants "
+                f"{wanted!r}; leave out --resume, or name another --out folder"
+            )
+
+
 def write_json(path: Path, x) -> None:
     path.write_text(json.dumps(x, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -94,6 +112,7 @@ def write_json(path: Path, x) -> None:
 def main(settings: Settings) -> None:
     out = settings.out_folder
     out.mkdir(parents=True, exist_ok=True)
+    check_resume(settings)
     write_json(out / "settings.json", asdict(settings))
     world = build_world(settings)
     data, reward_model = prepare(world)
