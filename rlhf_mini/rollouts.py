@@ -6,7 +6,9 @@ Data flows one way: prompts → `Rollout` → rewards → advantages → loss.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -61,6 +63,20 @@ class Rollout:
         return replace(self, **{k: f(x) for k, x in given.items() if x is not None})
 
 
+class Clock:
+    """Seconds by part: `with clock("sample"): …` adds up under `seconds_sample`."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str):
+        began = perf_counter()
+        yield
+        name = f"seconds_{part}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - began
+
+
 def concatenate(rollouts: list[Rollout]) -> Rollout:
     """One rollout of all the rows; fields that are None stay None."""
     names = [f.name for f in fields(Rollout)]
@@ -80,6 +96,7 @@ def collect(
     critic=None,
     score: Callable[[Rollout], Tensor] | None = None,
     batch_size: int = 256,
+    clock: Clock | None = None,
 ) -> Rollout:
     """Sample one answer per prompt, then ask reference, critic and scorer about it.
 
@@ -92,15 +109,20 @@ def collect(
       critic: called as `critic(prompts, tokens, mask) -> [B, T]`.
       score: called with the rollout, returns [B].
       batch_size: rows that are sampled at once.
+      clock: takes the time of each part, if given.
     """
-    parts = []
+    clock, parts = clock or Clock(), []
     for chunk in prompts.split(batch_size):
-        r = policy.sample(chunk, generator)
+        with clock("sample"):
+            r = policy.sample(chunk, generator)
         if reference is not None:
-            r = replace(r, ref_logp=reference.logp(r.prompts, r.tokens, r.mask))
+            with clock("reference"):
+                r = replace(r, ref_logp=reference.logp(r.prompts, r.tokens, r.mask))
         if critic is not None:
-            r = replace(r, values=critic(r.prompts, r.tokens, r.mask))
+            with clock("critic"):
+                r = replace(r, values=critic(r.prompts, r.tokens, r.mask))
         if score is not None:
-            r = replace(r, scores=score(r))
+            with clock("score"):
+                r = replace(r, scores=score(r))
         parts.append(r)
     return concatenate(parts)

@@ -8,7 +8,6 @@ usual names.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from .losses import (
     value_clip_loss,
 )
 from .masking import masked_mean, masked_whiten
-from .rollouts import Rollout, collect
+from .rollouts import Clock, Rollout, collect
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,11 @@ def ppo_step(
     The KL penalty is k1 per token inside the reward; returns are taken before the
     advantages are whitened; the controller sees the KL per answer, not per token.
     """
-    began = perf_counter()
+    clock = Clock()
     batch = collect(
-        policy, prompts, generator, reference=reference, critic=critic, score=score
-    )
-    sampled = perf_counter()
+        policy, prompts, generator,
+        reference=reference, critic=critic, score=score, clock=clock,
+    )  # fmt: skip
     rewards = shape_rewards(
         batch.scores, batch.logp, batch.ref_logp, batch.mask, controller.beta
     )
@@ -79,23 +78,20 @@ def ppo_step(
         rewards, batch.values, batch.mask, settings.gamma, settings.lam
     )
     advantages = masked_whiten(advantages, batch.mask)
-    losses = []
-    for _ in range(settings.epochs):
-        order = torch.randperm(len(batch), generator=generator)
-        for rows in order.chunk(settings.minibatches):
-            b = batch[rows]
-            logp = policy.logp(b.prompts, b.tokens, b.mask)
-            values = critic(b.prompts, b.tokens, b.mask)
-            policy_loss = ppo_clip_loss(
-                logp, b.logp, advantages[rows], b.mask, settings.clip_eps
-            )
-            value_loss = value_clip_loss(
-                values, b.values, returns[rows], b.mask, settings.value_clip
-            )
-            losses.append(_update_metrics(logp, b, policy_loss, value_loss, settings))
-            _descend(
-                policy_loss + settings.value_weight * value_loss, optimizer, settings
-            )
+    losses, clip = [], settings.clip_eps
+    with clock("update"):
+        for _ in range(settings.epochs):
+            order = torch.randperm(len(batch), generator=generator)
+            for rows in order.chunk(settings.minibatches):
+                b, a, target = batch[rows], advantages[rows], returns[rows]
+                logp = policy.logp(b.prompts, b.tokens, b.mask)
+                values = critic(b.prompts, b.tokens, b.mask)
+                actor = ppo_clip_loss(logp, b.logp, a, b.mask, clip)
+                value = value_clip_loss(
+                    values, b.values, target, b.mask, settings.value_clip
+                )
+                losses.append(_update_metrics(logp, b, actor, value, settings))
+                _descend(actor + settings.value_weight * value, optimizer, settings)
     row = _rollout_metrics(batch, controller.beta)
     row |= {k: sum(d[k] for d in losses) / len(losses) for k in losses[0]}
     # the first forward after sampling: anything but 0 is a bug
@@ -103,9 +99,8 @@ def ppo_step(
     row["explained_variance"] = explained_variance(
         batch.values, returns, batch.mask
     ).item()
-    row |= _seconds(began, sampled)
     controller.update(row["kl_to_ref"], len(batch))
-    return row
+    return row | clock.seconds
 
 
 def rloo_step(
@@ -123,24 +118,20 @@ def rloo_step(
 
     A_i = R_i − mean of the other answers to the same prompt, R = r − β·Σ_t k1.
     """
-    began = perf_counter()
+    clock = Clock()
+    asked = prompts.repeat_interleave(group, dim=0)
     batch = collect(
-        policy,
-        prompts.repeat_interleave(group, dim=0),
-        generator,
-        reference=reference,
-        score=score,
+        policy, asked, generator, reference=reference, score=score, clock=clock
     )
-    sampled = perf_counter()
     penalised = batch.scores - beta * batch.kl_to_ref()
     advantages = leave_one_out(penalised.view(-1, group)).view(-1)
-    logp = policy.logp(batch.prompts, batch.tokens, batch.mask)
-    loss = reinforce_loss(sequence_sum(logp, batch.mask), advantages)
-    row = _rollout_metrics(batch, beta)
-    row |= {"policy_loss": loss.item()}
+    with clock("update"):
+        logp = policy.logp(batch.prompts, batch.tokens, batch.mask)
+        loss = reinforce_loss(sequence_sum(logp, batch.mask), advantages)
+        _descend(loss, optimizer, settings)
+    row = _rollout_metrics(batch, beta) | {"policy_loss": loss.item()}
     row["first_ratio_error"] = _ratio_error(logp, batch)
-    _descend(loss, optimizer, settings)
-    return row | _seconds(began, sampled)
+    return row | clock.seconds
 
 
 def dpo_step(
@@ -238,11 +229,4 @@ def _update_metrics(logp, batch, policy_loss, value_loss, settings) -> dict[str,
         "approx_kl": approx_kl(logp.detach(), old, batch.mask).item(),
         "clipfrac": clip_fraction(logp, old, batch.mask, settings.clip_eps).item(),
         "ratio_error": _ratio_error(logp, batch),
-    }
-
-
-def _seconds(began: float, sampled: float) -> dict[str, float]:
-    return {
-        "seconds_rollout": sampled - began,
-        "seconds_update": perf_counter() - sampled,
     }

@@ -1,5 +1,6 @@
 """gpt2/comparisons.py: labelled answers, their layout, and what is learnt of them."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -266,3 +267,45 @@ def test_every_comparison_is_seen_once_an_epoch(world, make_data, monkeypatch):
     assert sorted(first.tolist()) == sorted(second.tolist())
     assert sorted(first.tolist()) == sorted(data.prompts.tolist())
     assert not torch.equal(first, second)
+
+
+def test_normalising_changes_scores_and_not_what_is_predicted(
+    make_world, model_folder, tokenizer
+):
+    """Scores are put on unit variance; the log-odds that choices taught are kept."""
+    world = make_world()
+    scorer = TokenScorer.from_language_model(model_folder, tokenizer, seeding.make(3))
+    generator = seeding.make(0)
+    data = compare(
+        world.reference, world.train_prompts[:12], world.gold(), world.annotator, 2,
+        generator, progress=False,
+    )  # fmt: skip
+    before = predict(scorer, data)
+    scorer.normalise(world.reference.sample(world.train_prompts, generator))
+    assert abs(scorer.scale - 1) > 0.05
+    torch.testing.assert_close(predict(scorer, data), before, rtol=0, atol=1e-5)
+
+
+def test_going_on_from_a_normalised_reward_model_goes_on_from_its_log_odds(
+    make_world, model_folder, tokenizer
+):
+    world = make_world()
+    scorer = TokenScorer.from_language_model(model_folder, tokenizer, seeding.make(3))
+    generator = seeding.make(0)
+    data = compare(
+        world.reference, world.train_prompts[:12], world.gold(), world.annotator, 2,
+        generator, progress=False,
+    )  # fmt: skip
+    first = [
+        fit_reward_model(
+            copy.deepcopy(s), data, seeding.make(1), lr=1e-4, progress=False
+        )
+        for s in (scorer, normalised_copy(scorer, world, generator))
+    ]
+    assert first[0][0]["loss"] == pytest.approx(first[1][0]["loss"], abs=1e-5)
+
+
+def normalised_copy(scorer, world, generator):
+    scorer = copy.deepcopy(scorer)
+    scorer.normalise(world.reference.sample(world.train_prompts, generator))
+    return scorer

@@ -95,6 +95,7 @@ def test_what_is_watched_is_the_whole_batch_though_it_comes_in_parts(
     seen = watched.take()
     want = {k: x.mean().item() for k, x in board(rollout).items()}
     want["distinct_2"] = distinct(rollout, 2)
+    assert seen.pop("seconds_judges") > 0
     assert seen == pytest.approx(want)
     # training sees the scorer only
     assert torch.equal(rollout.scores, rollout.mask.sum(-1).float())

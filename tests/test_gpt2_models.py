@@ -204,20 +204,20 @@ def test_a_saved_reward_model_scores_the_same(scorer, rollout, tokenizer, tmp_pa
     torch.testing.assert_close(found.score(rollout), want, rtol=0, atol=1e-6)
 
 
-def test_transformers_alone_gives_the_score_plus_the_shift(
+def test_transformers_alone_gives_the_score_before_shift_and_scale(
     scorer, rollout, tokenizer, tmp_path
 ):
     want = normalised(scorer, rollout)
     scorer.save(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    shift = model.config.reward_shift
-    assert shift != 0 and model.config.num_labels == 1
+    shift, scale = model.config.reward_shift, model.config.reward_scale
+    assert shift != 0 and scale != 1 and model.config.num_labels == 1
     for score, text in zip(want, rows(rollout), strict=True):
         if text[0, -1] == PAD:  # a random model may say so; transformers steps over it
             continue
         with torch.no_grad():
             raw = model(text).logits.item()
-        assert raw - shift == pytest.approx(score.item(), abs=1e-4)
+        assert (raw - shift) / scale == pytest.approx(score.item(), abs=1e-4)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "config.json",
         "model.safetensors",  # never a pickle

@@ -104,7 +104,7 @@ KEYS = {
     "ppo": {
         "score", "kl_to_ref", "objective", "entropy", "length", "beta", "policy_loss",
         "value_loss", "approx_kl", "clipfrac", "explained_variance", "gold",
-        "reward_model", "first_ratio_error", "distinct_2",
+        "seconds_judges", "first_ratio_error", "distinct_2",
     },
     "rloo": {"score", "kl_to_ref", "objective", "policy_loss", "first_ratio_error"},
     "dpo": {"dpo_loss", "margin", "accuracy", "chosen_logp", "rejected_logp"},

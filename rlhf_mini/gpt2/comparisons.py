@@ -126,7 +126,8 @@ def fit_reward_model(
         for rows in order.split(batch):
             linear_decay(optimizer, len(log), epochs * per_epoch)
             b = data[rows]
-            row = reward_model_step(score_all(scorer, b), b.choice, optimizer, settings)
+            log_odds = score_all(scorer, b) * scorer.scale
+            row = reward_model_step(log_odds, b.choice, optimizer, settings)
             log.append(row)
             bar.update()
             if len(log) % 10 == 0:
@@ -139,9 +140,10 @@ def fit_reward_model(
 
 @torch.no_grad()
 def predict(scorer: TokenScorer, data: Comparisons, batch: int = 128) -> Tensor:
-    """P(each answer is chosen), [N, K]: softmax of the scores."""
+    """P(each answer is chosen), [N, K]: softmax of the log-odds, not of the scores."""
     rows = torch.arange(len(data)).split(batch)
-    return torch.cat([score_all(scorer, data[i]).softmax(-1) for i in rows])
+    scores = torch.cat([score_all(scorer, data[i]) for i in rows])
+    return (scores * scorer.scale).softmax(-1)
 
 
 def accuracy(predicted: Tensor, data: Comparisons) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from ..policies import CausalLMPolicy
 from ..rollouts import Rollout
 from ..training import PPOSettings, dpo_step, linear_decay, ppo_step, rloo_step
 from .models import TokenScorer, load_policy
-from .pipeline import FixedKL, adam
+from .pipeline import FixedKL, adam, passes
 from .world import World
 
 
@@ -173,9 +173,10 @@ def climb_dpo(
     ref_logp = small.ref_logp.float()
     optimizer = adam([small.policy], [lr])
     prompts = small.prompt.expand(batch, -1)
+    order = passes(pairs, steps * batch, generator)
     for i in range(steps):
         linear_decay(optimizer, i, steps)
-        rows = torch.randint(pairs, (batch,), generator=generator)
+        rows = order[i * batch : (i + 1) * batch]
         sides = (
             (small.answers[k], mask[k], ref_logp[k]) for k in (won[rows], lost[rows])
         )

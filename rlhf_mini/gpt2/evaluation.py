@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..exact import best_of_n_kl_bound, best_of_n_weights
-from ..rollouts import Rollout, collect, concatenate
+from ..rollouts import Clock, Rollout, collect, concatenate
 from .models import TokenScorer
 from .reviews import Judges, decode
 
@@ -39,18 +39,25 @@ class Watched:
     """
 
     def __init__(self, score, board: Scoreboard):
-        self.score, self.board, self.parts = score, board, []
+        self.score, self.board = score, board
+        self.parts, self.clock = [], Clock()
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        self.parts.append((rollout, self.board(rollout)))
+        with self.clock("judges"):
+            self.parts.append((rollout, self.board(rollout)))
         return self.score(rollout)
 
     def take(self) -> dict[str, float]:
-        """Mean opinions of all answers since the last call: a batch comes in parts."""
+        """Mean opinions of all answers since the last call: a batch comes in parts.
+
+        `seconds_judges` is the time that watching took; it is in `seconds_score` too.
+        """
         rollouts, boards = zip(*self.parts, strict=True)
-        self.parts = []
         row = {k: torch.cat([b[k] for b in boards]).mean().item() for k in boards[0]}
-        return row | {"distinct_2": distinct(concatenate(list(rollouts)), 2)}
+        row["distinct_2"] = distinct(concatenate(list(rollouts)), 2)
+        row |= self.clock.seconds
+        self.parts, self.clock = [], Clock()
+        return row
 
 
 def distinct(rollout: Rollout, n: int) -> float:

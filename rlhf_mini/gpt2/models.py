@@ -73,9 +73,12 @@ class TokenScorer(nn.Module):
     """A language model with one scalar per token: reward model or critic.
 
     As a reward model it is read at the last real token of prompt + answer (`last`);
-    as a critic at the token *before* each action (call it). Scores are shifted and
-    scaled so that the reference's own answers have mean 0 and variance 1; the scale
-    is folded into the head, the shift is kept in `config.reward_shift`.
+    as a critic at the token *before* each action (call it).
+
+    What the network puts out is in nats of log-odds, as the comparisons taught it.
+    Scores are score = (output − shift)/scale, with mean 0 and variance 1 on the
+    reference's own answers, so that β means the same for every reward model. Both
+    numbers stand in the config, as `reward_shift` and `reward_scale`.
     """
 
     def __init__(self, model: nn.Module, pad: int):
@@ -83,7 +86,7 @@ class TokenScorer(nn.Module):
         self.model = model.eval()  # dropout off
         self.pad = pad
         if not hasattr(model.config, "reward_shift"):
-            model.config.reward_shift = 0.0
+            model.config.reward_shift, model.config.reward_scale = 0.0, 1.0
 
     @classmethod
     def from_language_model(cls, name, tokenizer, generator) -> "TokenScorer":
@@ -95,11 +98,17 @@ class TokenScorer(nn.Module):
         head.data = draw / (head.shape[1] + 1) ** 0.5
         return cls(model, tokenizer.pad_token_id)
 
+    @property
+    def scale(self) -> float:
+        """Nats of log-odds per unit of score."""
+        return self.model.config.reward_scale
+
     def scores(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The scalar at every position of prompt and answer, [B, P + T]."""
+        """The score at every position of prompt and answer, [B, P + T]."""
         batch = join(prompts, tokens, mask, self.pad)
         hidden = self.model.base_model(**batch, use_cache=False).last_hidden_state
-        return self.model.score(hidden)[..., 0].float() - self.model.config.reward_shift
+        output = self.model.score(hidden)[..., 0].float()
+        return (output - self.model.config.reward_shift) / self.scale
 
     def forward(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Values before each answer token, [B, T]."""
@@ -125,12 +134,11 @@ class TokenScorer(nn.Module):
         """
         rows = torch.arange(len(rollouts)).split(batch_size)
         found = torch.cat([self.score(rollouts[i]) for i in rows])
-        scale = found.std()
-        if not scale > 1e-6:
-            raise ValueError(f"rollouts: scores do not differ, their std is {scale}")
-        self.model.score.weight.div_(scale)
-        shift = self.model.config.reward_shift + found.mean().item()
-        self.model.config.reward_shift = shift / scale.item()
+        spread, config = found.std().item(), self.model.config
+        if not spread > 1e-6:
+            raise ValueError(f"rollouts: scores do not differ, their std is {spread}")
+        config.reward_shift += found.mean().item() * config.reward_scale
+        config.reward_scale *= spread
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .. import seeding
@@ -133,16 +134,20 @@ def run_dpo(
     policy: CausalLMPolicy | None = None,
     folder: Path | None = None,
 ) -> tuple[CausalLMPolicy, list[dict]]:
-    """DPO on the very comparisons that the reward model saw; nothing is sampled."""
+    """DPO on the very comparisons that the reward model saw; nothing is sampled.
+
+    Every pass is over all pairs in a new order; `steps` may end in the midst of one.
+    """
     s = world.settings
     generator = seeding.make(s.seed)
     policy = policy or world.policy()
     optimizer = adam([policy], [s.lr])
     prompts, chosen, rejected = data.pairs()
+    order = passes(len(prompts), s.steps * s.batch, generator)
 
     def step(i):
         linear_decay(optimizer, i, s.steps)
-        rows = torch.randint(len(prompts), (s.batch,), generator=generator)
+        rows = order[i * s.batch : (i + 1) * s.batch]
         return dpo_step(
             policy, prompts[rows], tuple(x[rows] for x in chosen),
             tuple(x[rows] for x in rejected), optimizer, s.beta, s.ppo(),
@@ -150,6 +155,13 @@ def run_dpo(
 
     state = {"policy": policy, "optimizer": optimizer}
     return policy, train(world, step, state, generator, folder)
+
+
+def passes(n: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """The first `wanted` row numbers of passes over n rows, each in a new order."""
+    rounds = -(-wanted // n)
+    orders = [torch.randperm(n, generator=generator) for _ in range(rounds)]
+    return torch.cat(orders)[:wanted]
 
 
 def adam(modules, rates) -> torch.optim.Optimizer:

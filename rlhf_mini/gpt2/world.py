@@ -51,9 +51,10 @@ class World:
 
     def scorer(self, reward_model: TokenScorer) -> Watched:
         """What training maximises, watched by everybody else for the log."""
-        learnt = self.settings.reward == "model"
-        score = reward_model.score if learnt else self.gold()
-        return Watched(score, self.board(reward_model))
+        if self.settings.reward == "gold":
+            return Watched(self.gold(), self.board(reward_model))
+        # the log has the reward model's opinion already, as `score`
+        return Watched(reward_model.score, self.board(None))
 
     def draw_prompts(self, n: int, generator: torch.Generator) -> Tensor:
         """n training prompts, with replacement."""
