@@ -1,4 +1,4 @@
-"""The full-profile runs that notebook 11 shows beside its own: seeds, minutes, date.
+"""Long runs of every method over several seeds, as one table with minutes and date.
 
     python tools/record_full_runs.py --out build/full --seeds 0 1 2
 
