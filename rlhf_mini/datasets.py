@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-PARTS = {"pretrain": 0.70, "gold": 0.85, "judge": 0.95, "prompts": 1.00}  # upper edges
+PARTS = {"pretrain": 0.83, "gold": 0.91, "judge": 0.96, "prompts": 1.00}  # upper edges
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,8 @@ def test_the_hash_ignores_case_and_white_space_and_nothing_else():
 
 
 def test_part_edges():
-    digits = {"00000000": "pretrain", "b3333332": "pretrain", "b3333334": "gold"}
-    digits |= {"d9999998": "gold", "d999999a": "judge", "ffffffff": "prompts"}
+    digits = {"00000000": "pretrain", "d47ae146": "pretrain", "d47ae148": "gold"}
+    digits |= {"e8f5c28e": "gold", "e8f5c290": "judge", "ffffffff": "prompts"}
     for tail, part in digits.items():
         assert part_of("0" * 56 + tail) == part
 
@@ -249,14 +249,14 @@ def test_parts_share_no_review_and_leave_none_out(parts):
 
 def test_parts_are_what_they_were_when_the_small_gpt2_was_pretrained(parts):
     sizes = {part: len(reviews) for part, reviews in parts.items()}
-    assert sizes == {"pretrain": 17449, "gold": 3698, "judge": 2470, "prompts": 1284}
+    assert sizes == {"pretrain": 20664, "gold": 2000, "judge": 1235, "prompts": 1002}
     whole = "".join(sorted(r.text for r in parts["pretrain"]))
     digest = hashlib.sha256(whole.encode("utf-8")).hexdigest()
-    assert digest.startswith("682a51b8110a49a1")
+    assert digest.startswith("6d8a8cb0e7fb59d7")
 
 
 def test_parts_have_their_shares_and_both_labels(parts):
-    shares = {"pretrain": 0.70, "gold": 0.15, "judge": 0.10, "prompts": 0.05}
+    shares = {"pretrain": 0.83, "gold": 0.08, "judge": 0.05, "prompts": 0.04}
     for part, reviews in parts.items():
         assert len(reviews) / 24_901 == pytest.approx(shares[part], abs=0.01)
         positive = sum(r.label for r in reviews) / len(reviews)

@@ -89,10 +89,13 @@ def test_gold_has_the_spread_of_the_human_ratings(monkeypatch):
     parts = []
     monkeypatch.setattr(reviews, "load_ratings", lambda: RATED)
     monkeypatch.setattr(
-        reviews, "load_reviews", lambda part: (parts.append(part), MADE_UP)[1]
+        reviews,
+        "load_reviews",
+        lambda part=None, source="imdb": (parts.append((part, source)), MADE_UP)[1],
     )
     judges = load_judges()
-    assert parts == ["gold", "judge"]  # no part serves two purposes
+    # no part serves two purposes
+    assert parts == [("gold", "imdb"), ("judge", "imdb"), (None, "rotten_tomatoes")]
     texts, means = [r.text for r in RATED], torch.tensor([r.mean for r in RATED])
     spread = judges.gold.score(texts).std().item()
     assert spread == pytest.approx(means.std().item(), rel=1e-5)

@@ -1,8 +1,9 @@
 """Prompts and judges made from reviews: what the language-model rung reads.
 
 Each part of the reviews serves one purpose: `gold` trains the annotator's taste,
-`judge` a judge that training never sees, `prompts` gives the prompts (the reviews of
-its first half for training, of its second half for evaluation).
+`judge` (with the sentences of Rotten Tomatoes) a judge that training never sees,
+`prompts` gives the prompts (the reviews of its first half for training, of its second
+half for evaluation).
 """
 
 import re
@@ -86,7 +87,9 @@ def load_judges() -> Judges:
     gold = replace(gold, scale=(human.std() / raw.std()).item())
     return Judges(
         gold=gold,
-        reviews=review_judge("reviews", load_reviews("judge")),
+        reviews=review_judge(
+            "reviews", load_reviews("judge") + load_reviews(source="rotten_tomatoes")
+        ),
         ratings=rating_judge("ratings", rated),
     )
 
