@@ -7,7 +7,8 @@ Resumable: run the same command again after a kill. `--out` holds `checkpoint.pt
 
 Decisions:
 - The learning rate is flat and then falls to 0 over the last `--decay` of the steps,
-  so that a running job may be given more or fewer steps at any time before that.
+  so that a running job may be given more or fewer steps at any time before that;
+  a finished one that is given more goes up to the flat rate and down again.
 - Hidden matrices are trained with Muon, embeddings and vectors with AdamW.
 - Windows are half as long at first: attention and its backward pass are dear.
 """
@@ -197,6 +198,8 @@ def train(args, stream, probe, probe_characters, model):
     rates = [o.param_groups[0]["lr"] for o in optimizers]
     checkpoint = args.out / "checkpoint.pt"
     step, seconds = load_checkpoint(checkpoint, model, optimizers)
+    # a resumed run may ask for another one, and loading put back the old
+    optimizers[0].param_groups[0]["weight_decay"] = args.weight_decay
     bar = tqdm(total=args.steps, initial=step, unit="step")
     began, losses = time.monotonic() - seconds, []
     while step < args.steps:
