@@ -82,7 +82,9 @@ def compare(
         raise ValueError(f"k: want ≥ 2 answers to compare, found {k}")
     parts = []
     chunks = prompts.repeat_interleave(k, dim=0).split(k * max(512 // k, 1))
-    for chunk in tqdm(chunks, desc="sampling answers", disable=not progress):
+    for chunk in tqdm(
+        chunks, desc="sampling answers", disable=None if progress else True
+    ):
         parts.append(collect(policy, chunk, generator, score=gold, batch_size=512))
     r = concatenate(parts)
     n = len(prompts)
@@ -119,7 +121,11 @@ def fit_reward_model(
     optimizer = torch.optim.AdamW(scorer.parameters(), lr=lr, weight_decay=0.01)
     settings = PPOSettings()
     per_epoch = -(-len(data) // batch)
-    bar = tqdm(total=epochs * per_epoch, desc="reward model", disable=not progress)
+    bar = tqdm(
+        total=epochs * per_epoch,
+        desc="reward model",
+        disable=None if progress else True,
+    )
     log = []
     for _ in range(epochs):
         order = torch.randperm(len(data), generator=generator)

@@ -37,9 +37,9 @@ class Settings:
     comparisons: int = option(8192, "prompts whose answers the annotator compares")
     answers: int = option(2, "answers per comparison: 2 is a pair, 4 a best-of-four")
     flip: float = option(0.0, "share of labels that are wrong whatever the answers")
-    rm_lr: float = option(3e-4, "reward model: learning rate, falling to 0")
-    rm_batch: int = option(32, "reward model: comparisons per update")
-    rm_epochs: int = option(1, "reward model: passes over the comparisons")
+    rm_lr: float = option(1e-3, "reward model: learning rate, falling to 0")
+    rm_batch: int = option(16, "reward model: comparisons per update")
+    rm_epochs: int = option(2, "reward model: passes over the comparisons")
     reward: str = option(
         "model", "model: the learnt reward; gold: the annotator's own taste"
     )
@@ -118,7 +118,9 @@ class Settings:
 
 
 # the notebook's sizes: the same run, fewer comparisons and steps
-FAST = {"comparisons": 1536, "steps": 10, "eval_prompts": 256, "best_of": 16}
+FAST = {
+    "comparisons": 1536, "rm_epochs": 1, "steps": 10, "eval_prompts": 256, "best_of": 16
+}  # fmt: skip
 
 
 def from_environment(**changes) -> Settings:
