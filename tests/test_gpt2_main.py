@@ -144,7 +144,7 @@ def test_a_run_prints_what_it_found(finished, settings_of, tmp_path, capsys):
     "changes",
     [
         {"seed": 3}, {"new_tokens": 4}, {"comparisons": 32}, {"answers": 3},
-        {"flip": 0.1}, {"rm_lr": 1e-4}, {"rm_epochs": 2}, {"rm_batch": 8},
+        {"flip": 0.1}, {"rm_lr": 1e-4}, {"rm_epochs": 3}, {"rm_batch": 8},
     ],
     ids=lambda c: next(iter(c)),
 )  # fmt: skip
