@@ -7,13 +7,9 @@ Decisions:
 - A function takes data and `ax=None`, returns the Axes, and computes nothing but what
   it takes to draw (the mean and range of the seeds it is given).
 - Three lines or fewer are labelled where they end; more get a legend.
-- The HTML functions leave the colour of text to the page and set no opaque
-  background, so that they are readable on light and on dark pages.
 
 No model, no torch: data may be tensors, arrays or lists.
 """
-
-import html
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -175,6 +171,30 @@ def frontier(
     return ax
 
 
+def methods_by_kl(points, ways=None, ax=None, ylabel="gold [rating points]"):
+    """What each method bought, and with how much KL, where no exact curve is known.
+
+    Args:
+      points: {method: (kl, reward, error)}, each [m]: one point per run; `error` is
+        half a confidence interval, or None.
+      ways: {method: (kl, reward)}, [n] each: a thin line, such as the way there.
+    """
+    ax = _axes(ax, KL_LABEL, ylabel)
+    for method, (kl, reward) in (ways or {}).items():
+        kl, reward = _same_length(kl=kl, reward=reward)
+        ax.plot(kl, reward, color=color(method), linewidth=0.8, alpha=0.5)
+    for method, (kl, reward, error) in points.items():
+        kl, reward = _same_length(kl=np.atleast_1d(kl), reward=np.atleast_1d(reward))
+        error = None if error is None else np.atleast_1d(_array("error", error))
+        joined = MARKERS[method] + ("-" if method == "best_of_n" else "")
+        ax.errorbar(
+            kl, reward, error, fmt=joined, color=color(method), label=NAMES[method],
+            capsize=2, markersize=7, linewidth=1,
+        )  # fmt: skip
+    ax.legend()
+    return ax
+
+
 def learning_curves(
     curves, steps=None, ax=None, ylabel="expected reward", xlabel="step", exact=None
 ):
@@ -290,107 +310,3 @@ def reward_vs_sqrt_kl(kl, proxy, gold, ax=None, ylabel="reward"):
         ends.append((NAMES[method], color(method), y[-1]))
     _label_lines(ax, ends)
     return ax
-
-
-class Html(str):
-    """HTML that Jupyter shows; as plain text it is its own description."""
-
-    description = ""
-
-    def __new__(cls, text, description):
-        made = super().__new__(cls, text)
-        made.description = description
-        return made
-
-    def _repr_html_(self):
-        return str(self)
-
-    def __repr__(self):
-        return self.description
-
-
-def token_kl_html(tokens, kl, limit=None) -> Html:
-    """The text, each token on a ground coloured by its log π − log π_ref.
-
-    Orange: the policy likes the token more than the reference does; blue: less. The
-    sum over the text is its sample of the KL; single tokens may be negative.
-
-    Args:
-      tokens: the text of each token, [T].
-      kl: k1 = log π − log π_ref of each token in nats, [T].
-      limit: nats at which the colour is full; the largest |kl| if None.
-    """
-    tokens, kl = list(tokens), _array("kl", kl)
-    if kl.shape != (len(tokens),):
-        raise ValueError(f"want a number per token, found {len(tokens)}, {kl.shape}")
-    full = limit or float(np.abs(kl).max(initial=0)) or 1.0
-    spans = [
-        f'<span style="{_ground(k / full)}" title="{k:+.2f} nats">'
-        f"{_visible(token)}</span>"
-        for token, k in zip(tokens, kl, strict=True)
-    ]
-    legend = " ".join(
-        f'<span style="{_ground(share)};padding:0 .5em">{share * full:+.1f}</span>'
-        for share in (-1.0, -0.5, 0.0, 0.5, 1.0)
-    )
-    most = f"{tokens[kl.argmax()].strip()!r} ({kl.max():+.2f})" if tokens else "none"
-    description = (
-        f"{len(tokens)} tokens coloured by log π − log π_ref; "
-        f"sum {kl.sum():+.2f} nats; largest: {most}"
-    )
-    return Html(
-        f'<figure role="group" aria-label="{html.escape(description)}" '
-        'style="margin:.5em 0;max-width:44em">'
-        f'<div style="line-height:1.9;white-space:pre-wrap">{"".join(spans)}</div>'
-        '<figcaption style="font-size:85%;margin-top:.4em">'
-        f"log π − log π_ref [nats]: {legend} · sum {kl.sum():+.2f}"
-        "</figcaption></figure>",
-        description,
-    )
-
-
-def _ground(share):
-    """A see-through ground: orange above 0, blue below, clear at 0."""
-    red, green, blue = (213, 94, 0) if share > 0 else (0, 114, 178)
-    alpha = 0.6 * min(abs(share), 1.0)
-    return f"background-color:rgba({red},{green},{blue},{alpha:.2f});border-radius:3px"
-
-
-def _visible(token):
-    """Escaped, with a sign for each line break, which would show no ground."""
-    return html.escape(token).replace("\n", "⏎\n")
-
-
-def samples_table(samples) -> Html:
-    """Prompts with their continuations before and after training, and gold scores.
-
-    Args:
-      samples: dicts with the keys prompt, before, after, before_gold, after_gold.
-    """
-    cell = "text-align:left;vertical-align:top;padding:.4em .7em;white-space:pre-wrap"
-    number = cell.replace("left", "right") + ";font-variant-numeric:tabular-nums"
-    rule = "border-top:1px solid rgba(127,127,127,.4)"
-    wide = cell + ";width:35%"
-    heads = [("prompt", cell), ("before", wide), ("gold", number)]
-    heads += [("after", wide), ("gold", number)]
-    rows = []
-    for s in samples:
-        texts = [s["prompt"], s["before"], f"{s['before_gold']:+.2f}"]
-        texts += [s["after"], f"{s['after_gold']:+.2f}"]
-        columns = zip(texts, heads, strict=True)
-        rows.append(
-            "".join(
-                f'<td style="{c};{rule}">{html.escape(t)}</td>' for t, (_, c) in columns
-            )
-        )
-    head = "".join(
-        f'<th scope="col" style="{style}">{name}</th>' for name, style in heads
-    )
-    body = "".join(f'<tr style="background:none">{row}</tr>' for row in rows)
-    description = f"{len(rows)} prompts, each with its text before and after training"
-    return Html(
-        f'<table aria-label="{description}" '
-        'style="border-collapse:collapse;color:inherit">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
-        description,
-    )

@@ -202,9 +202,9 @@ class CausalLMPolicy(nn.Module):
         for _ in range(self.max_new_tokens):
             out = self.model(
                 input_ids=ids, attention_mask=attention.long(), position_ids=position,
-                past_key_values=past, use_cache=True, logits_to_keep=1,
+                cache=past, use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-            past, law = out.past_key_values, self._law(out.logits[:, -1])
+            past, law = out.cache, self._law(out.logits[:, -1])
             slot = draw(law, generator)
             token = torch.where(alive, self.allowed[slot], self.pad)
             logp = torch.where(alive, token_logp(law[:, None], slot[:, None])[:, 0], 0)

@@ -41,6 +41,8 @@ class PPOSettings:
     epochs: int = 4
     minibatches: int = 4
     max_grad_norm: float = 1.0
+    whiten: bool = True  # advantages to mean 0, variance 1: the step no longer
+    # shrinks with them near the optimum
 
     def __post_init__(self):
         check_between(0, 1, gamma=self.gamma, lam=self.lam)
@@ -77,7 +79,8 @@ def ppo_step(
     advantages, returns = gae(
         rewards, batch.values, batch.mask, settings.gamma, settings.lam
     )
-    advantages = masked_whiten(advantages, batch.mask)
+    if settings.whiten:
+        advantages = masked_whiten(advantages, batch.mask)
     losses, clip = [], settings.clip_eps
     with clock("update"):
         for _ in range(settings.epochs):

@@ -86,9 +86,13 @@ def test_every_option_can_be_given(name):
     other = {"method": "dpo", "reward": "gold", "device": "cpu"}.get(name)
     if other is None:
         kind = type(default)
-        other = {str: "x", bool: True, int: 4 * (default or 1)}.get(kind)
+        other = {str: "x", int: 4 * (default or 1)}.get(kind)
         other = default / 2 + 0.01 if kind is float else other
-    words = ["--" + name.replace("_", "-")] + ([] if other is True else [str(other)])
+        other = not default if kind is bool else other
+    flag = name.replace("_", "-")
+    words = [f"--{flag}", str(other)]
+    if isinstance(other, bool):
+        words = [f"--{flag}" if other else f"--no-{flag}"]
     assert parse(words) == replace(Settings(), **{name: other})
 
 

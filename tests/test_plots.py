@@ -1,8 +1,5 @@
 """What is drawn is what was given, in the method's colour, with both axes named."""
 
-import re
-from html.parser import HTMLParser
-
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +15,7 @@ KL, REWARD = [0.0, 0.5, 1.0], [0.0, 0.6, 0.8]
 SEEDS = torch.tensor([[0.0, 1.0, 2.0], [2.0, 3.0, 7.0]])
 DRAWINGS = {
     "frontier": lambda ax: plots.frontier(KL, REWARD, {"ppo": (KL, REWARD)}, ax, ref=0),
+    "methods_by_kl": lambda ax: plots.methods_by_kl({"ppo": (KL, REWARD, None)}, ax=ax),
     "learning_curves": lambda ax: plots.learning_curves({"ppo": SEEDS}, ax=ax, exact=8),
     "calibration": lambda ax: plots.calibration(KL, REWARD, error=[0.1] * 3, ax=ax),
     "choice_curve": lambda ax: plots.choice_curve(KL, REWARD, ax=ax),
@@ -112,6 +110,18 @@ def test_one_number_per_method_is_enough():
     assert line(ax, "PPO").get_xydata().tolist() == [[0.7, 0.5]]
 
 
+def test_a_method_has_its_points_its_intervals_and_its_way_there():
+    ax = plots.methods_by_kl(
+        {"ppo": (KL, REWARD, [0.1, 0.2, 0.3])}, {"ppo": ([0, 2], [0, 1])}
+    )
+    way, points = ax.get_lines()[0], ax.containers[0]
+    assert way.get_ydata().tolist() == [0, 1]
+    assert points[0].get_xdata().tolist() == KL
+    (bars,) = points[2]
+    spans = [s[:, 1].tolist() for s in bars.get_segments()]
+    np.testing.assert_allclose(spans, [[-0.1, 0.1], [0.4, 0.8], [0.5, 1.1]])
+
+
 def test_a_learning_curve_is_the_mean_over_seeds():
     ax = plots.learning_curves({"ppo": SEEDS}, steps=[10, 20, 30])
     drawn = line(ax, "PPO").get_xydata().tolist()
@@ -168,101 +178,9 @@ def test_over_optimisation_is_drawn_over_the_root_of_the_kl():
         (lambda: plots.frontier(KL, [0, np.nan, 1]), "curve_reward: found NaN"),
         (lambda: plots.learning_curves({"ppo": SEEDS}, [1]), r"ppo .*, steps \[1\]"),
         (lambda: plots.reward_vs_sqrt_kl([-1], [0], [0]), "kl: want numbers ≥ 0"),
-        (lambda: plots.token_kl_html(["a"], [1, 2]), "want a number per token"),
+        (lambda: plots.methods_by_kl({"ppo": (KL, [1], None)}), r"kl \[3\], reward"),
     ],
 )
 def test_data_that_do_not_fit_are_named(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
-
-
-# --- HTML
-
-TOKENS, TOKEN_KL = [" <b>", "great", "\n", "&"], [0.5, 2.0, 0.0, -1.0]
-ROW = {"prompt": "<i>", "before": "a\nb", "after": "c & d"}
-ROW |= {"before_gold": -1.234, "after_gold": 2.0}
-
-
-class Balanced(HTMLParser):
-    """Collects the text and raises if a tag is not closed in order."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.text = [], ""
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-PAGES = [plots.token_kl_html(TOKENS, TOKEN_KL), plots.samples_table([ROW])]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=["tokens", "samples"])
-def test_html_is_balanced_and_text_is_escaped(page):
-    Balanced(page)
-    assert "<b>" not in page and "<i>" not in page
-
-
-@pytest.mark.parametrize("page", PAGES, ids=["tokens", "samples"])
-def test_html_takes_its_text_colour_from_the_page_be_it_light_or_dark(page):
-    assert not re.search(r"(?<![-\w])color\s*:\s*(?!inherit)", page)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=["tokens", "samples"])
-def test_html_has_a_description_which_is_its_plain_text(page):
-    assert f'aria-label="{page.description.split(";")[0]}' in page
-    assert repr(page) == page.description
-    assert page._repr_html_() == page
-
-
-def test_tokens_are_all_there_and_breaks_can_be_seen():
-    text = Balanced(plots.token_kl_html(TOKENS, TOKEN_KL)).text
-    assert text.startswith(" <b>great⏎\n&")
-
-
-def test_the_colour_tells_the_sign_and_its_strength_the_size():
-    page = plots.token_kl_html(TOKENS, torch.tensor(TOKEN_KL))
-    grounds = re.findall(r"rgba\((\d+),\d+,\d+,([\d.]+)\)", page)[:4]
-    assert grounds == [("213", "0.15"), ("213", "0.60"), ("0", "0.00"), ("0", "0.30")]
-    assert 'title="+2.00 nats"' in page and 'title="-1.00 nats"' in page
-
-
-def test_the_legend_tells_what_a_full_colour_means():
-    assert ">+4.0<" in plots.token_kl_html(TOKENS, TOKEN_KL, limit=4.0)
-    assert ">-2.0<" in plots.token_kl_html(TOKENS, TOKEN_KL)
-
-
-def test_a_policy_that_is_the_reference_has_no_colour():
-    page = plots.token_kl_html(["a", "b"], [0.0, 0.0])
-    assert "sum +0.00 nats" in page.description
-
-
-def luminance(rgb):
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return np.dot(linear, [0.2126, 0.7152, 0.0722])
-
-
-@pytest.mark.parametrize("share", [-1.0, 1.0], ids=["blue", "orange"])
-@pytest.mark.parametrize(
-    "page, ink", [(1.0, 0.13), (0.07, 0.93)], ids=["light", "dark"]
-)
-def test_the_strongest_ground_leaves_the_text_readable(share, page, ink):
-    """WCAG 2 asks for a contrast of 4.5 to 1."""
-    *rgb, alpha = map(float, re.findall(r"[\d.]+", plots._ground(share))[:4])
-    ground = [alpha * c / 255 + (1 - alpha) * page for c in rgb]
-    dark, light = sorted([luminance(ground), luminance([ink] * 3)])
-    assert (light + 0.05) / (dark + 0.05) > 4.5
-
-
-def test_the_table_has_each_text_with_its_score():
-    text = Balanced(plots.samples_table([ROW, ROW])).text
-    assert text.count("-1.23") == text.count("+2.00") == text.count("c & d") == 2

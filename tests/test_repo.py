@@ -26,7 +26,7 @@ FLOORS = {
     1: "checks masking logprobs kl advantages losses preferences exact",
     2: "seeding datasets bandits token_world annotators policies rollouts",
     3: "training gpt2",
-    4: "plots grading labelling",
+    4: "plots tables grading labelling",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 PURE = {"torch", "numpy", "scipy"}  # all that floor 1 may import beside the standard

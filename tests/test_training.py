@@ -223,16 +223,19 @@ def gradient_of_one_ppo_update(settings, prompts, seed=0):
     return policy, critic, batch, optimizer.seen, row
 
 
+@pytest.mark.parametrize("whiten", [True, False])
 @pytest.mark.parametrize("lam, gamma", [(0.95, 1.0), (0.5, 0.9)])
-def test_the_first_ppo_update_has_the_gradient_of_reinforce(lam, gamma):
-    settings = replace(ONCE, lam=lam, gamma=gamma)
+def test_the_first_ppo_update_has_the_gradient_of_reinforce(lam, gamma, whiten):
+    settings = replace(ONCE, lam=lam, gamma=gamma, whiten=whiten)
     policy, _, batch, seen, row = gradient_of_one_ppo_update(
         settings, STATES.repeat(20)
     )
     rewards = shape_rewards(batch.scores, batch.logp, batch.ref_logp, batch.mask, BETA)
     advantages, _ = gae(rewards, batch.values, batch.mask, gamma, lam)
     logp = policy.logp(batch.prompts, batch.tokens)
-    loss = reinforce_loss(logp, masked_whiten(advantages, None))
+    if whiten:
+        advantages = masked_whiten(advantages, None)
+    loss = reinforce_loss(logp, advantages)
     (want,) = torch.autograd.grad(loss, policy.logits)
     torch.testing.assert_close(seen[0][0], want, rtol=0, atol=1e-12)
     assert row["first_ratio_error"] == 0 and row["clipfrac"] == 0

@@ -65,7 +65,7 @@ in RLHF can run offline on two CPU cores. Do not use it for anything else.
 
 
 STAGE = """  - {steps:,} steps of {batch:,} tokens ({epochs:.1f} passes over {reviews:,}
-    reviews), weight decay {weight_decay}, {minutes:.0f} minutes"""
+    reviews), weight decay {weight_decay}, dropout {dropout}, {minutes:.0f} minutes"""
 
 
 def train_tokenizer(texts, vocab_size):
@@ -130,6 +130,7 @@ def learning_rate_factor(step, args):
 @torch.no_grad()
 def bits_per_character(model, stream, characters, length):
     """Bits per character; tokens are scored in windows, with half a window of past."""
+    model.eval()
     half, nats = length // 2, 0.0
     for start in range(0, len(stream) - 1, half):
         begin = max(0, start - half)
@@ -193,6 +194,7 @@ def save_checkpoint(path, model, optimizers, step, seconds):
 
 def mean_loss(model, ids):
     """Nats per token on windows [rows, length + 1]."""
+    model.train()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -264,6 +266,10 @@ def main(args):
         model = GPT2LMHeadModel.from_pretrained(args.start, dtype=torch.float32)
     else:
         model = build_model(tokenizer, args)
+    for name, module in model.named_modules():
+        # the attention weights' own stays off: with it there is no fast kernel
+        if isinstance(module, torch.nn.Dropout) and "attn_dropout" not in name:
+            module.p = args.dropout
     seconds = train(args, stream, probe, sum(map(len, held_out[:50])), model)
     model.save_pretrained(folder)
     characters = sum(map(len, held_out))
@@ -280,7 +286,8 @@ def main(args):
     stages.append({
         "steps": args.steps, "batch": args.tokens, "reviews": len(texts),
         "epochs": round(args.steps * args.tokens / len(stream), 2),
-        "weight_decay": args.weight_decay, "minutes": round(seconds / 60),
+        "weight_decay": args.weight_decay, "dropout": args.dropout,
+        "minutes": round(seconds / 60),
     })  # fmt: skip
     (folder / STAGES).write_text(json.dumps(stages, indent=1) + "\n")
     card = CARD.format(
@@ -315,6 +322,7 @@ def arguments(argv=None):
     add("--lr", type=float, default=0.02, help="Muon's learning rate")
     add("--lr-other", type=float, default=0.003, help="AdamW's learning rate")
     add("--weight-decay", type=float, default=0.1, help="of matrices and tables")
+    add("--dropout", type=float, default=0.0, help="of embeddings and residuals")
     add("--decay", type=float, default=0.35, help="last share of steps, rate falling")
     add("--short", type=float, default=0.7, help="first share of steps, half windows")
     add("--held-out", type=int, default=400, help="reviews for bits per character")

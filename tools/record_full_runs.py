@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import time
 from datetime import date
 from pathlib import Path
@@ -29,6 +30,9 @@ JOBS = {
     # the KL that best-of-16 has at most: log 16 − 15/16
     "ppo at the KL of best-of-16": {"method": "ppo", "target_kl": 1.835},
     "ppo without a leash": {"method": "ppo", "beta": 0.005},
+    # what the reward model's errors cost: none of them, and many more
+    "ppo on gold": {"method": "ppo", "reward": "gold"},
+    "ppo, 1,024 comparisons": {"method": "ppo", "comparisons": 1024},
 }
 SIZES = [512, 2048, 8192]  # comparisons of the reward model's learning curve
 CURVES = (
@@ -38,10 +42,12 @@ CURVES = (
 
 
 def settings_of(job: str, seed: int, out: Path) -> Settings:
-    folder = out / f"seed{seed}"
+    folder, changed = out / f"seed{seed}", JOBS[job]
+    data = f"data_{changed['comparisons']}" if "comparisons" in changed else "data"
+    name = re.sub(r"[^a-z0-9]+", "_", job)
     return Settings(
-        seed=seed, data=str(folder / "data"), out=str(folder / job.replace(" ", "_")),
-        resume=True, **JOBS[job],
+        seed=seed, data=str(folder / data), out=str(folder / name), resume=True,
+        **changed,
     )  # fmt: skip
 
 

@@ -118,7 +118,9 @@ def fit_reward_model(
     progress: bool = True,
 ) -> list[dict]:
     """Train on comparisons; one epoch, learning rate falling to 0. Returns the log."""
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        scorer.parameters(), lr=lr, weight_decay=0.01, fused=True
+    )
     settings = PPOSettings()
     per_epoch = -(-len(data) // batch)
     bar = tqdm(

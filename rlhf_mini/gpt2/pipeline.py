@@ -170,7 +170,7 @@ def adam(modules, rates) -> torch.optim.Optimizer:
         {"params": list(m.parameters()), "lr": lr}
         for m, lr in zip(modules, rates, strict=True)
     ]
-    return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-5)
+    return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-5, fused=True)
 
 
 class FixedKL:

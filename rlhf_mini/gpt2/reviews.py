@@ -8,6 +8,7 @@ half for evaluation).
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -74,8 +75,9 @@ class Judges:
     ratings: TextJudge  # trained on individual human ratings of sentences
 
 
+@lru_cache
 def load_judges() -> Judges:
-    """Train the three judges; takes about fifteen seconds, most of it reading.
+    """Train the three judges, once a process: about fifteen seconds, mostly reading.
 
     Gold is put on the scale of human rating points, by spread over the same rated
     sentences, so that the slope of the human choice curve applies to it.

@@ -64,6 +64,7 @@ class Settings:
     epochs: int = option(2, "PPO: passes over each rollout")
     minibatches: int = option(2, "PPO: parts of each pass")
     max_grad_norm: float = option(1.0, "gradient clipping, actor and critic apart")
+    whiten: bool = option(True, "PPO: advantages to mean 0 and variance 1")
 
     eval_prompts: int = option(512, "held-out prompts at the end")
     best_of: int = option(32, "best-of-n: answers per held-out prompt")
@@ -89,8 +90,8 @@ class Settings:
         check_between(0, 0.5, flip=self.flip)
         for f in fields(self):
             # these may be 0; all but seed and target_kl are checked by who uses them
-            zero = f.name in ("seed", "flip", "target_kl", "gamma", "lam", "resume")
-            if not zero and not isinstance(f.default, str):
+            zero = f.name in ("seed", "flip", "target_kl", "gamma", "lam")
+            if not zero and not isinstance(f.default, str | bool):
                 check_positive(**{f.name: getattr(self, f.name)})
         check_between(0, float("inf"), target_kl=self.target_kl, seed=self.seed)
         if self.method == "rloo" and self.batch % self.group:
@@ -147,7 +148,10 @@ def parse(argv=None) -> Settings:
         assert f.default is not MISSING
         name = "--" + f.name.replace("_", "-")
         if f.type is bool or f.type == "bool":
-            parser.add_argument(name, action="store_true", help=f.metadata["help"])
+            parser.add_argument(
+                name, action=argparse.BooleanOptionalAction, default=f.default,
+                help=f.metadata["help"],
+            )  # fmt: skip
         else:
             kind = type(f.default)
             parser.add_argument(
