@@ -192,7 +192,7 @@ def test_normalising_twice_is_normalising_once(scorer, rollout):
 def test_equal_scores_cannot_be_normalised(scorer, rollout):
     # the defect: a head that was divided by 10⁻⁸
     before = scorer.model.score.weight.clone()
-    with pytest.raises(ValueError, match="rollouts: scores do not differ"):
+    with pytest.raises(ValueError, match="spread: the scores do not differ"):
         scorer.normalise(concatenate([rollout[:1]] * 4))
     assert torch.equal(scorer.model.score.weight, before)
 

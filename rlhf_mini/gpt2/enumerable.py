@@ -7,7 +7,7 @@ through the same training steps as the full run.
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Enumerable:
     rewards: Tensor  # [V′^T] float64
     policy: CausalLMPolicy  # trainable, restricted to `allowed`
     reference: CausalLMPolicy
+    reward_model: TokenScorer  # a copy whose scores are the rewards: PPO's first critic
     beta: float
 
     def logp(self, policy: CausalLMPolicy) -> Tensor:
@@ -103,18 +104,17 @@ def make_enumerable(
     answers = policy.allowed[exact.enumerate_sequences(tokens, length)]
     mask = torch.ones_like(answers, dtype=torch.bool)
     prompts = prompt.expand(len(answers), -1)
+    scorer = copy.deepcopy(reward_model)
     with torch.no_grad():
-        rewards = reward_model.last(prompts, answers, mask).double()
+        rewards = scorer.last(prompts, answers, mask).double()
     listed = Enumerable(
-        prompt, allowed, answers, rewards, rewards, policy, reference, beta
+        prompt, allowed, answers, rewards, rewards, policy, reference, scorer, beta
     )
     ref_logp = listed.logp(reference)
     mean = (ref_logp.exp() * rewards).sum()
     spread = (ref_logp.exp() * (rewards - mean) ** 2).sum().sqrt()
-    return Enumerable(
-        prompt, allowed, answers, ref_logp, (rewards - mean) / spread, policy,
-        reference, beta,
-    )  # fmt: skip
+    scorer.standardise(mean.item(), spread.item())
+    return replace(listed, ref_logp=ref_logp, rewards=(rewards - mean) / spread)
 
 
 # Each climb trains `small.policy` and yields `small.share()` after every update.
@@ -136,17 +136,16 @@ def climb_rloo(
 
 def climb_ppo(
     small: Enumerable,
-    critic: TokenScorer,
     steps: int,
     batch: int,
     lr: float,
     generator: torch.Generator,
+    settings: PPOSettings,
 ) -> Iterator[float]:
-    """PPO with a critic that starts as a copy of the one given."""
-    critic = copy.deepcopy(critic).requires_grad_(True)
+    """PPO with a critic that starts as a copy of the reward model."""
+    critic = copy.deepcopy(small.reward_model).requires_grad_(True)
     optimizer = adam([small.policy, critic], [lr, lr])
     prompts = small.prompt.expand(batch, -1)
-    settings = PPOSettings(epochs=2, minibatches=2)
     for i in range(steps):
         linear_decay(optimizer, i, steps)
         ppo_step(

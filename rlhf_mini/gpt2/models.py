@@ -134,10 +134,18 @@ class TokenScorer(nn.Module):
         """
         rows = torch.arange(len(rollouts)).split(batch_size)
         found = torch.cat([self.score(rollouts[i]) for i in rows])
-        spread, config = found.std().item(), self.model.config
+        self.standardise(found.mean().item(), found.std().item())
+
+    def standardise(self, mean: float, spread: float) -> None:
+        """From now on, scores that were `mean` are 0 and `mean + spread` are 1.
+
+        Raises:
+          ValueError: a spread of 0: the scores do not differ.
+        """
         if not spread > 1e-6:
-            raise ValueError(f"rollouts: scores do not differ, their std is {spread}")
-        config.reward_shift += found.mean().item() * config.reward_scale
+            raise ValueError(f"spread: the scores do not differ, their std is {spread}")
+        config = self.model.config
+        config.reward_shift += mean * config.reward_scale
         config.reward_scale *= spread
 
     def save(self, folder: Path) -> None:
