@@ -50,6 +50,14 @@ def test_the_reference_law_is_a_hand_made_product_of_restricted_softmaxes(world,
         assert abs(total - small.ref_logp[row].item()) < 1e-5
 
 
+def test_the_listed_law_is_the_policy_s_own_log_probability(small):
+    prompts = small.prompt.expand(len(small.answers), -1)
+    mask = torch.ones_like(small.answers)
+    with torch.no_grad():
+        want = small.policy.logp(prompts, small.answers, mask).double().sum(-1)
+    torch.testing.assert_close(small.logp(small.policy), want, rtol=0, atol=1e-5)
+
+
 def test_rewards_have_mean_0_and_variance_1_under_the_reference(small):
     law = small.ref_logp.exp()
     mean = (law * small.rewards).sum()

@@ -3,8 +3,9 @@
     python tools/record_full_runs.py --out build/full --seeds 0 1 2
 
 Runs every method for every seed through the same command line as a user would, then
-writes data/gpt2_rlhf/full_runs.json. What is finished is not run again, so a killed
-recording goes on; `--only NAME …` runs some jobs, `--gather` only writes the file.
+writes data/gpt2_rlhf/full_runs.json and the README's figure. What is finished is not
+run again, so a killed recording goes on; `--only NAME …` runs some jobs, `--gather`
+only writes the files.
 """
 
 import argparse
@@ -16,12 +17,15 @@ import time
 from datetime import date
 from pathlib import Path
 
+import numpy as np
+
+from rlhf_mini import plots
 from rlhf_mini.gpt2 import comparisons, pipeline
 from rlhf_mini.gpt2.__main__ import main, prepare
+from rlhf_mini.gpt2.recorded import RECORD, frontier
 from rlhf_mini.gpt2.settings import Settings
 from rlhf_mini.gpt2.world import build_world
 
-RECORD = Path(__file__).resolve().parents[1] / "data" / "gpt2_rlhf" / "full_runs.json"
 JOBS = {
     "ppo": {"method": "ppo"},
     "rloo": {"method": "rloo"},
@@ -121,6 +125,14 @@ def gather(out: Path) -> dict:
     return record
 
 
+def draw(found: dict):
+    """The README's figure: what each method bought with its KL, over all seeds."""
+    plots.use_style()
+    ax = plots.methods_by_kl(frontier(found))
+    ax.axhline(np.mean([r["reference"]["gold"] for r in found["runs"]]), color="grey")
+    return ax.figure
+
+
 def record(args) -> None:
     for seed in args.seeds:
         for job in JOBS:
@@ -144,5 +156,7 @@ if __name__ == "__main__":
     if not arguments.gather:
         record(arguments)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(gather(arguments.out), indent=1), encoding="utf-8")
-    print(f"wrote {RECORD.name}")
+    found = gather(arguments.out)
+    RECORD.write_text(json.dumps(found, separators=(",", ":")) + "\n", "utf-8")
+    draw(found).savefig(RECORD.with_name("frontier.png"), dpi=150)
+    print(f"wrote {RECORD.name} and frontier.png")

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import exact
 from ..annotators import BradleyTerryAnnotator
 from ..checks import check_positive
+from ..logprobs import token_logp
 from ..policies import CausalLMPolicy
 from ..rollouts import Rollout
 from ..training import PPOSettings, dpo_step, linear_decay, ppo_step, rloo_step
@@ -38,11 +39,16 @@ class Enumerable:
     beta: float
 
     def logp(self, policy: CausalLMPolicy) -> Tensor:
-        """Exact log-law of a policy over all answers, [V′^T] float64."""
-        prompts = self.prompt.expand(len(self.answers), -1)
-        mask = torch.ones_like(self.answers, dtype=torch.bool)
+        """Exact log-law of a policy over all answers, [V′^T] float64.
+
+        One forward row for each V′ answers that differ in the last token only.
+        """
+        stems = self.answers[:: len(self.allowed)]
+        prompts, mask = self.prompt.expand(len(stems), -1), torch.ones_like(stems)
         with torch.no_grad():
-            logp = policy.logp(prompts, self.answers, mask).double().sum(-1)
+            logits = policy.logits(prompts, stems, mask).double()
+        begun = token_logp(logits[:, :-1], policy.slot[stems[:, :-1]]).sum(-1)
+        logp = (begun[:, None] + logits[:, -1].log_softmax(-1)).flatten()
         # float32 logits: the listed law sums to 1 only to about 1e-6
         return logp - logp.logsumexp(-1)
 
@@ -141,10 +147,15 @@ def climb_ppo(
     lr: float,
     generator: torch.Generator,
     settings: PPOSettings,
+    critic_lr: float | None = None,
 ) -> Iterator[float]:
-    """PPO with a critic that starts as a copy of the reward model."""
+    """PPO with a critic that starts as a copy of the reward model.
+
+    Args:
+      critic_lr: that of the policy if None.
+    """
     critic = copy.deepcopy(small.reward_model).requires_grad_(True)
-    optimizer = adam([small.policy, critic], [lr, lr])
+    optimizer = adam([small.policy, critic], [lr, critic_lr or lr])
     prompts = small.prompt.expand(batch, -1)
     for i in range(steps):
         linear_decay(optimizer, i, steps)
