@@ -29,6 +29,11 @@ COLORS = {
     "sft": "#882255",
     "proxy": "#0072b2",
     "gold": "#e69f00",
+    # ways past a plateau: notebook 01 (Tol's muted palette, for what is left of hues)
+    "injected": "#332288",
+    "natural": "#44aa99",
+    "adam": "#999933",
+    "curriculum": "#aa4499",
 }
 MARKERS = {
     "ref": "h",
@@ -43,6 +48,10 @@ MARKERS = {
     "sft": "*",
     "proxy": "o",
     "gold": "s",
+    "injected": "<",
+    "natural": ">",
+    "adam": "p",
+    "curriculum": "d",
 }
 NAMES = {
     "ref": "π_ref",
@@ -57,6 +66,10 @@ NAMES = {
     "sft": "supervised",
     "proxy": "proxy reward",
     "gold": "gold reward",
+    "injected": "injected, weighted",
+    "natural": "natural gradient",
+    "adam": "Adam",
+    "curriculum": "curriculum",
 }
 KL_LABEL = "KL(π‖π_ref) [nats]"
 
