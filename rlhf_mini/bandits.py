@@ -289,6 +289,11 @@ def learn(
     Yields:
       probs, [S, K], before each pull and once after the last.
 
+    Raises:
+      ValueError: a policy that is no longer a law, or coefficients of a wrong shape.
+
+    Source: Williams (1992), one sample per update.
+
     >>> envs = RareRewardBanditVector(2, ref_probs=(0.5, 0.5))
     >>> policy = starting_policy(envs)
     >>> sgd = torch.optim.SGD(policy.parameters(), lr=1.0)
@@ -305,6 +310,7 @@ def learn(
         rewards = torch.from_numpy(envs.step(actions.numpy())[1])
         c = reinforce_coefficients(actions, rewards, probs.shape[-1])
         c = estimate(c, probs)
+        check_same_shape(coefficients=c, probs=probs)
         policy.logits.grad = (probs * c.sum(-1, keepdim=True) - c)[:, None]
         optimizer.step()
     yield policy.probs().detach()

@@ -320,6 +320,16 @@ def test_the_estimate_that_is_passed_is_the_one_that_is_followed():
                                                        REWARDS, beta=1.0)  # fmt: skip
 
 
+def test_an_estimate_of_a_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"coefficients \[3\], probs \[5, 3\]"):
+        run(1, estimate=lambda c, probs: c[0])
+
+
+def test_a_policy_that_is_no_law_is_named():
+    with pytest.raises(ValueError, match="logits"):
+        run(2, estimate=lambda c, probs: c * math.nan)
+
+
 def test_sampled_pulls_have_their_exact_mean_and_spread():
     envs = many(2000, ref_probs=(0.02, 0.98))
     policy = bandits.starting_policy(envs)
