@@ -1,105 +1,40 @@
-"""From comparisons to strengths: Elo, Bradley-Terry, Davidson's ties, Plackett-Luce.
+"""From comparisons to strengths: Bradley-Terry, Davidson's ties, Plackett-Luce.
 
 A strength is a log-worth s (nats): item i beats item j with probability
 σ(s_i − s_j). A reward model is the same thing with s = r(x, y). The data fix
 strengths only up to a constant, so every fit is normalised: 0 for a reference item,
 or mean 0. Each fit is a published log-likelihood, one Newton solver in float64, and
-a check that a finite maximum exists before it is looked for.
+a check that a finite maximum exists before it is looked for. Elo, which follows the
+same gradient one game at a time, is in elo.py, and its names are also here.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
-from scipy.sparse import csgraph
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_mini.checks import check_between, check_positive
+from rlhf_mini.checks import check_same_shape
+from rlhf_mini.count_tables import (
+    check_connected,
+    count_table,
+    deviance,
+    has_negative_cycle,
+)
+from rlhf_mini.elo import elo_update, expected_score
+from rlhf_mini.maximum_likelihood import Fit, maximise
 
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A maximum-likelihood fit. Everything is as normalised, float64.
-
-    The s.e. of a difference s_i − s_j is not a sum of two entries of `stderr`:
-    it is √(C_ii + C_jj − 2 C_ij), with C the covariance.
-    """
-
-    strength: Tensor  # [N], nats
-    stderr: Tensor  # [N], nats; 0 for the reference item
-    covariance: Tensor  # [N, N]
-    log_likelihood: float  # nats, without binomial coefficients
-    tie: float | None = None  # Davidson's ν
-    tie_stderr: float | None = None  # of ν
-    home: float | None = None  # advantage of the home side, nats
-    home_stderr: float | None = None
-
-
-def expected_score(
-    rating_a: float | Tensor, rating_b: float | Tensor
-) -> float | Tensor:
-    """The score that Elo expects of A against B: a Bradley-Terry probability.
-
-    E_A = 1 / (1 + 10^((R_B − R_A)/400)) = σ((R_A − R_B) · ln 10 / 400)
-
-    Args:
-      rating_a, rating_b: Elo points, numbers or tensors of one shape.
-
-    Returns:
-      Probability that A wins, ties counted as half; a tensor (float64) if the
-      ratings are tensors.
-
-    Raises:
-      ValueError: a rating is not finite.
-
-    Source: Elo (1978), "The rating of chessplayers", with the logistic curve.
-
-    >>> round(expected_score(1400, 1000), 4)   # 10 / 11
-    0.9091
-    """
-    lead = torch.as_tensor(rating_a - rating_b, dtype=torch.float64)
-    if not lead.isfinite().all():
-        raise ValueError(f"ratings: found {rating_a} and {rating_b}")
-    expected = torch.sigmoid(lead * (math.log(10) / 400))
-    return expected if isinstance(rating_a - rating_b, Tensor) else expected.item()
-
-
-def elo_update(
-    rating_a: float | Tensor,
-    rating_b: float | Tensor,
-    score: float | Tensor,
-    k: float = 32.0,
-) -> tuple[float | Tensor, float | Tensor]:
-    """Both ratings after one game: one SGD step on the Bradley-Terry likelihood.
-
-    R_A ← R_A + K (S − E_A),  R_B ← R_B − K (S − E_A)
-    K = η · 400/ln 10 for a learning rate η on strengths. A constant K never
-    converges: at K = 32 the gap of two players keeps a noise of ±77 points.
-
-    Args:
-      rating_a, rating_b: Elo points, numbers or tensors of one shape.
-      score: S, 1 if A won, 0 if B won, ½ for a tie.
-      k: K, Elo points.
-
-    Returns:
-      (A's new rating, B's new rating); their sum does not change.
-
-    Raises:
-      ValueError: a rating is not finite, score outside [0, 1], k not > 0.
-
-    Source: Elo (1978); as SGD: notebook 02.
-
-    >>> elo_update(1000, 1000, score=1)
-    (1016.0, 984.0)
-    """
-    check_positive(k=k)
-    scores = torch.as_tensor(score, dtype=torch.float64).reshape(-1)
-    for extreme in (scores.min().item(), scores.max().item()):
-        check_between(0, 1, score=extreme)
-    change = k * (score - expected_score(rating_a, rating_b))
-    return rating_a + change, rating_b - change
+__all__ = [
+    "Fit",
+    "bradley_terry_log_likelihood",
+    "davidson_log_likelihood",
+    "deviance",
+    "elo_update",
+    "expected_score",
+    "fit_bradley_terry",
+    "fit_bradley_terry_home",
+    "fit_davidson",
+    "fit_plackett_luce",
+    "plackett_luce_log_likelihood",
+]
 
 
 def bradley_terry_log_likelihood(strength: Tensor, wins: Tensor) -> Tensor:
@@ -202,9 +137,9 @@ def fit_bradley_terry(wins: Tensor, reference: int | None = None) -> Fit:
     >>> round(fit.stderr[0].item() ** 2, 4)   # 1/3 + 1/1
     1.3333
     """
-    wins = _table(wins=wins)
-    _check_connected("wins", wins, "beat")
-    return _fit(
+    wins = count_table(wins=wins)
+    check_connected("wins", wins, "beat")
+    return maximise(
         lambda theta: bradley_terry_log_likelihood(theta, wins), len(wins), reference
     )
 
@@ -234,19 +169,22 @@ def fit_bradley_terry_home(
 
     >>> wins = torch.tensor([[0, 3], [3, 0]])   # twins, who win 3 of 4 at home
     >>> fit = fit_bradley_terry_home(wins, torch.tensor([[0, 1], [1, 0]]))
-    >>> round(math.exp(fit.home), 4)
+    >>> round(torch.tensor(fit.home).exp().item(), 4)
     3.0
     """
-    home_wins, away_wins = _table(home_wins=home_wins), _table(away_wins=away_wins)
-    _check_shapes(home_wins=home_wins, away_wins=away_wins)
-    _check_connected("wins", home_wins + away_wins, "beat")
+    home_wins, away_wins = (
+        count_table(home_wins=home_wins),
+        count_table(away_wins=away_wins),
+    )
+    check_same_shape(home_wins=home_wins, away_wins=away_wins)
+    check_connected("wins", home_wins + away_wins, "beat")
     # (δ, h) is a way to infinity if δ_i − δ_j + h ≥ 0 for every home win of i and
     # δ_i − δ_j − h ≥ 0 for every away win; a cycle with Σ ±h < 0 forbids h > 0
     for minus, plus, side in (
         (away_wins, home_wins, "home"),
         (home_wins, away_wins, "away"),
     ):
-        if not _has_negative_cycle(minus, plus):
+        if not has_negative_cycle(minus, plus):
             found = f"every game explained by an ever larger advantage of the {side}"
             raise ValueError(f"home_wins: no finite maximum, found {found} side")
 
@@ -255,7 +193,7 @@ def fit_bradley_terry_home(
         at_home = home_wins * logsigmoid(lead + home)
         return (at_home + away_wins * logsigmoid(lead - home)).sum()
 
-    return _fit(log_likelihood, len(home_wins), reference, extra="home")
+    return maximise(log_likelihood, len(home_wins), reference, extra="home")
 
 
 def fit_davidson(wins: Tensor, ties: Tensor, reference: int | None = None) -> Fit:
@@ -284,8 +222,8 @@ def fit_davidson(wins: Tensor, ties: Tensor, reference: int | None = None) -> Fi
     >>> round(fit_davidson(twice, twice).tie, 4)   # 2 wins, 2 losses, 2 ties
     1.0
     """
-    wins, ties = _table(wins=wins), _table(ties=ties)
-    _check_shapes(wins=wins, ties=ties)
+    wins, ties = count_table(wins=wins), count_table(ties=ties)
+    check_same_shape(wins=wins, ties=ties)
     if not torch.equal(ties, ties.T):
         i, j = (ties != ties.T).nonzero()[0].tolist()
         found = f"{ties[i, j]:g} at [{i}, {j}] and {ties[j, i]:g} at [{j}, {i}]"
@@ -293,12 +231,12 @@ def fit_davidson(wins: Tensor, ties: Tensor, reference: int | None = None) -> Fi
     for name, table in (("wins", wins), ("ties", ties)):
         if not table.any():
             raise ValueError(f"{name}: no finite maximum, found none at all")
-    _check_connected("wins, ties", wins + ties, "beat or tied")
+    check_connected("wins, ties", wins + ties, "beat or tied")
     # ν = ∞ if strengths exist with a gap ≥ 2 for every win and ≤ 2 for every tie
-    if not _has_negative_cycle(wins, ties):
+    if not has_negative_cycle(wins, ties):
         found = "every outcome explained by ever larger gaps and ties"
         raise ValueError(f"wins, ties: no finite maximum, found {found}")
-    return _fit(
+    return maximise(
         lambda theta: davidson_log_likelihood(theta[:-1], theta[-1], wins, ties),
         len(wins),
         reference,
@@ -347,123 +285,7 @@ def fit_plackett_luce(rankings: Tensor, reference: int | None = None) -> Fit:
     above = torch.zeros(items, items, dtype=torch.float64)
     for k in range(rankings.shape[1] - 1):  # neighbours suffice: "above" is transitive
         above[rankings[:, k], rankings[:, k + 1]] = 1
-    _check_connected("rankings", above, "stood above")
-    return _fit(
+    check_connected("rankings", above, "stood above")
+    return maximise(
         lambda theta: plackett_luce_log_likelihood(theta, rankings), items, reference
     )
-
-
-def _fit(
-    log_likelihood: Callable[[Tensor], Tensor],
-    items: int,
-    reference: int | None,
-    extra: str | None = None,
-) -> Fit:
-    """Newton's method with step halving; the last parameter may be an extra one."""
-    if reference is not None and reference not in range(items):
-        raise ValueError(f"reference: want an item below {items}, found {reference}")
-    size = items + (extra is not None)
-    theta = torch.zeros(size, dtype=torch.float64)
-    shift = torch.zeros_like(theta)  # the direction that no comparison can see
-    shift[:items] = items**-0.5
-    for _ in range(100):
-        at = theta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(log_likelihood(at), at)
-        hessian = torch.autograd.functional.hessian(log_likelihood, theta)
-        information = torch.outer(shift, shift) - hessian
-        step, info = torch.linalg.solve_ex(information, gradient)
-        if info:  # not one outcome is in doubt any more
-            raise ValueError("counts too extreme: the information is singular")
-        value = log_likelihood(theta)
-        floor = value - 1e-12 * value.abs()  # rounding is no reason to halve
-        for _ in range(50):
-            if log_likelihood(theta + step) >= floor:
-                break
-            step = step / 2
-        theta = theta + step
-        if step.abs().max() < 1e-9:
-            break
-    else:
-        raise ValueError("counts too extreme: no maximum found in 100 Newton steps")
-    # as normalised: subtract the reference's strength, or the mean; either wipes out
-    # what `information` holds along the shift
-    normalise = torch.eye(size, dtype=torch.float64)
-    origin = shift * items**-0.5 if reference is None else normalise[reference].clone()
-    normalise[:items] -= origin
-    covariance = normalise @ torch.linalg.inv(information) @ normalise.T
-    stderr = covariance.diagonal().clamp(min=0).sqrt()
-    found = normalise @ theta
-    extras = {}
-    if extra == "home":
-        extras = {"home": found[-1].item(), "home_stderr": stderr[-1].item()}
-    if extra == "tie":  # the fit is of log ν
-        nu = found[-1].exp().item()
-        extras = {"tie": nu, "tie_stderr": nu * stderr[-1].item()}
-    return Fit(
-        strength=found[:items],
-        stderr=stderr[:items],
-        covariance=covariance[:items, :items],
-        log_likelihood=log_likelihood(theta).item(),
-        **extras,
-    )
-
-
-def _has_negative_cycle(minus: Tensor, plus: Tensor) -> bool:
-    """Whether a cycle has more `minus` than `plus` edges (strongly connected)."""
-    weights = torch.where(minus > 0, -1.0, (plus > 0).double())
-    try:
-        csgraph.bellman_ford(weights.numpy(), indices=0)
-    except csgraph.NegativeCycleError:
-        return True
-    return False
-
-
-def _check_connected(name: str, edges: Tensor, verb: str) -> None:
-    """Raise, naming items, unless every item can be reached from every other."""
-    graph = (edges > 0).numpy()
-    groups, label = csgraph.connected_components(graph, directed=False)
-    if groups > 1:
-        parts = ", ".join(
-            str((label == g).nonzero()[0].tolist()) for g in range(groups)
-        )
-        raise ValueError(f"{name}: groups that never met cannot be compared: {parts}")
-    groups, label = csgraph.connected_components(graph, connection="strong")
-    if groups == 1:
-        return
-    top, bottom = [], []
-    for g in range(groups):
-        inside = label == g
-        if not graph[~inside][:, inside].any():
-            top += inside.nonzero()[0].tolist()
-        if not graph[inside][:, ~inside].any():
-            bottom += inside.nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}: no finite maximum: nobody else {verb} items {sorted(top)}; "
-        f"items {sorted(bottom)} {verb} nobody else"
-    )
-
-
-def _check_shapes(**tables: Tensor) -> None:
-    """Raise unless the tables have one shape."""
-    if len({table.shape for table in tables.values()}) > 1:
-        found = ", ".join(f"{name} {list(t.shape)}" for name, t in tables.items())
-        raise ValueError(f"shapes differ: {found}")
-
-
-def _table(**named: Tensor) -> Tensor:
-    """One table of counts, float64: square, finite, ≥ 0, with a zero diagonal."""
-    ((name, table),) = named.items()
-    table = torch.as_tensor(table, dtype=torch.float64)
-    if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
-        found = list(table.shape)
-        raise ValueError(f"{name}: want a square table [N, N], N ≥ 2, found {found}")
-    for what, bad in (
-        ("finite counts", ~table.isfinite()),
-        ("counts ≥ 0", table < 0),
-        ("a zero diagonal", torch.diag(table.diagonal() != 0)),
-    ):
-        if bad.any():
-            i, j = bad.nonzero()[0].tolist()
-            found = f"{table[i, j].item():g} at [{i}, {j}]"
-            raise ValueError(f"{name}: want {what}, found {found}")
-    return table
