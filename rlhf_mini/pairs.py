@@ -61,6 +61,17 @@ class Games:
         margin = self.points[:, 0] - self.points[:, 1]
         return (margin.sign() + 1).double() / 2
 
+    def wins(self, these: Tensor | None = None) -> Tensor:
+        """wins[i, j] over all games, or over those of a mask [M] or of numbers, [N, N].
+
+        A tie is half a win for each, as in Elo.
+        """
+        columns = self.home, self.away, self.score
+        home, away, score = columns if these is None else (x[these] for x in columns)
+        wins = torch.zeros(len(self.teams), len(self.teams), dtype=torch.float64)
+        wins.index_put_((home, away), score, accumulate=True)
+        return wins.index_put_((away, home), 1 - score, accumulate=True)
+
 
 def load_pairs(name: str) -> PairTable:
     """A table of data/pairs/ by the name of its file.
