@@ -91,9 +91,17 @@ def check_connected(name: str, edges: Tensor, verb: str) -> None:
         if not graph[inside][:, ~inside].any():
             bottom += inside.nonzero()[0].tolist()
     raise ValueError(
-        f"{name}: no finite maximum: nobody else {verb} items {sorted(top)}; "
-        f"items {sorted(bottom)} {verb} nobody else"
+        f"{name}: no finite maximum: nobody else {verb} items {_some(top)}; "
+        f"items {_some(bottom)} {verb} nobody else"
     )
+
+
+def _some(items: list[int]) -> str:
+    """A list of items, cut where it gets too long to read."""
+    items = sorted(items)
+    if len(items) <= 8:
+        return str(items)
+    return f"[{', '.join(map(str, items[:6]))}, … {len(items)} in all]"
 
 
 def has_negative_cycle(minus: Tensor, plus: Tensor) -> bool:

@@ -13,7 +13,7 @@ import check_notebooks
 import nbformat
 import pytest
 
-from rlhf_mini import datasets
+from rlhf_mini import datasets, pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rlhf_mini"
@@ -23,10 +23,11 @@ TEXTS = sorted(ROOT.glob("*.md")) + sorted((ROOT / "data").rglob("*.md"))
 
 # A module imports nothing from a higher floor.
 FLOORS = {
-    1: "checks masking logprobs kl advantages losses preferences exact bandit_flows",
-    2: "seeding datasets bandits token_world annotators policies rollouts",
+    1: "checks masking logprobs kl advantages losses exact bandit_flows "
+    "elo count_tables maximum_likelihood preferences",
+    2: "seeding datasets pairs bandits token_world annotators policies rollouts",
     3: "training gpt2",
-    4: "plots tables grading labelling",
+    4: "plots tables sliders grading labelling",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 PURE = {"torch", "numpy", "scipy"}  # all that floor 1 may import beside the standard
@@ -273,7 +274,7 @@ def test_every_data_file_is_on_record_with_its_hash(path):
 
 def test_the_packages_that_texts_come_from_are_on_record():
     record = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    for package in (datasets.REVIEWS, datasets.RATINGS):
+    for package in (datasets.REVIEWS, datasets.RATINGS, pairs.GAMES):
         assert package.filename in record and package.sha256 in record
 
 
