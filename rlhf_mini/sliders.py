@@ -7,6 +7,7 @@ executed notebook keeps the picture and no dead controls.
 
 from collections.abc import Callable
 
+import matplotlib.pyplot as plt
 from IPython.display import display
 from ipywidgets import IntSlider
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ def with_slider(
     """Show draw(value), and below it a slider that shows draw of what it is moved to.
 
     Args:
-      draw: returns a closed figure (`plt.close(fig)`), or it would be shown twice.
+      draw: returns a figure, which is closed here so that it is not shown twice.
       name: what the slider is called.
       value: where it stands at first; the picture of readers without a kernel.
       low, high, step: where it can go.
@@ -37,12 +38,18 @@ def with_slider(
       ValueError: value is outside low … high.
     """
     check_between(low, high, value=value)
-    picture = display(draw(value), display_id=True)
+
+    def drawn(at):
+        figure = draw(at)
+        plt.close(figure)
+        return figure
+
+    picture = display(drawn(value), display_id=True)
     slider = IntSlider(
         value=value, min=low, max=high, step=step, description=name,
         continuous_update=False,
     )  # fmt: skip
-    slider.observe(lambda change: picture.update(draw(change["new"])), names="value")
+    slider.observe(lambda change: picture.update(drawn(change["new"])), names="value")
     view = slider._repr_mimebundle_()
     view["text/plain"] = (
         f"(with a running kernel: a slider for {name}, {low} to {high})"
