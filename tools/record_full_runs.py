@@ -26,19 +26,25 @@ from rlhf_mini.gpt2.recorded import RECORD, frontier
 from rlhf_mini.gpt2.settings import Settings
 from rlhf_mini.gpt2.world import build_world
 
+LEASH = {"method": "ppo", "steps": 40, "target_kl": 8.0}
+# the most urgent first: a recording that is cut short is still worth something
 JOBS = {
-    "ppo": {"method": "ppo"},
-    "rloo": {"method": "rloo"},
-    "dpo": {"method": "dpo", "lr": 1e-4},
-    "best-of-n": {"method": "best-of-n"},
+    "ppo": LEASH,
     # the KL that best-of-16 has at most: log 16 − 15/16
-    "ppo at the KL of best-of-16": {"method": "ppo", "target_kl": 1.835},
-    "ppo without a leash": {"method": "ppo", "beta": 0.005},
+    "ppo at the KL of best-of-16": {
+        "method": "ppo", "steps": 100, "beta": 0.35, "target_kl": 1.835,
+    },
+    "best-of-n": {"method": "best-of-n", "best_of": 16, "eval_prompts": 256},
+    "dpo": {"method": "dpo", "lr": 1e-4, "steps": 128},
+    "rloo": {"method": "rloo"},
+    "ppo without a leash": {"method": "ppo", "steps": 50, "beta": 0.005},
     # what the reward model's errors cost: none of them, and many more
-    "ppo on gold": {"method": "ppo", "reward": "gold"},
-    "ppo, 1,024 comparisons": {"method": "ppo", "comparisons": 1024},
-}
-SIZES = [512, 2048, 8192]  # comparisons of the reward model's learning curve
+    "ppo on gold": LEASH | {"reward": "gold"},
+    "ppo, 1,024 comparisons": LEASH | {"comparisons": 1024},
+}  # fmt: skip
+CURVE = "reward model"
+ORDER = [*list(JOBS)[:5], CURVE, *list(JOBS)[5:]]
+SIZES = [1024, 4096]  # comparisons of the reward model's learning curve, and all
 CURVES = (
     "kl_to_ref", "score", "gold", "positive_reviews", "positive_ratings", "entropy",
     "clipfrac", "approx_kl", "explained_variance", "distinct_2", "beta",
@@ -135,22 +141,21 @@ def draw(found: dict):
 
 def record(args) -> None:
     for seed in args.seeds:
-        for job in JOBS:
-            if args.only and job not in args.only:
-                continue
-            s = settings_of(job, seed, args.out)
+        for job in args.only or ORDER:
             print(f"--- seed {seed}: {job}", flush=True)
-            timed(Path(s.out), lambda s=s: main(s))
-        if not args.only or "reward model" in args.only:
-            folder = args.out / f"seed{seed}" / "reward_model_curve"
-            timed(folder, lambda seed=seed: reward_model_curve(seed, args.out))
+            if job == CURVE:
+                folder = args.out / f"seed{seed}" / "reward_model_curve"
+                timed(folder, lambda seed=seed: reward_model_curve(seed, args.out))
+            else:
+                s = settings_of(job, seed, args.out)
+                timed(Path(s.out), lambda s=s: main(s))
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--out", type=Path, default=Path("build/full"), help="work folder")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--only", nargs="+", help=f"some of {[*JOBS, 'reward model']}")
+    p.add_argument("--only", nargs="+", choices=ORDER, help="some jobs")
     p.add_argument("--gather", action="store_true", help="run nothing")
     arguments = p.parse_args()
     if not arguments.gather:

@@ -34,17 +34,17 @@ class Settings:
     prompt_length: int = option(8, "tokens of a prompt")
     new_tokens: int = option(24, "most tokens of an answer")
 
-    comparisons: int = option(8192, "prompts whose answers the annotator compares")
+    comparisons: int = option(20480, "prompts whose answers the annotator compares")
     answers: int = option(2, "answers per comparison: 2 is a pair, 4 a best-of-four")
     flip: float = option(0.0, "share of labels that are wrong whatever the answers")
     rm_lr: float = option(1e-3, "reward model: learning rate, falling to 0")
     rm_batch: int = option(16, "reward model: comparisons per update")
-    rm_epochs: int = option(2, "reward model: passes over the comparisons")
+    rm_epochs: int = option(1, "reward model: passes over the comparisons")
     reward: str = option(
         "model", "model: the learnt reward; gold: the annotator's own taste"
     )
 
-    steps: int = option(100, "updates of RLOO or DPO, iterations of PPO")
+    steps: int = option(60, "updates of RLOO or DPO, iterations of PPO")
     batch: int = option(128, "answers per update; pairs for DPO")
     lr: float = option(3e-4, "policy: learning rate, falling to 0")
     critic_lr: float = option(3e-4, "critic: learning rate, falling to 0")
@@ -53,7 +53,7 @@ class Settings:
     )
     target_kl: float = option(0.0, "adaptive beta towards this KL; 0 keeps beta fixed")
     horizon: float = option(
-        2048.0, "adaptive beta: answers until an error is acted upon"
+        1024.0, "adaptive beta: answers until an error is acted upon"
     )
     group: int = option(4, "RLOO: answers per prompt")
     gamma: float = option(1.0, "discount; below 1 short answers win")
@@ -61,7 +61,7 @@ class Settings:
     clip_eps: float = option(0.2, "clip range of the ratio")
     value_clip: float = option(0.2, "clip range of the critic, reward units")
     value_weight: float = option(0.1, "weight of the critic's loss")
-    epochs: int = option(2, "PPO: passes over each rollout")
+    epochs: int = option(1, "PPO: passes over each rollout")
     minibatches: int = option(2, "PPO: parts of each pass")
     max_grad_norm: float = option(1.0, "gradient clipping, actor and critic apart")
     whiten: bool = option(True, "PPO: advantages to mean 0 and variance 1")
@@ -120,7 +120,7 @@ class Settings:
 
 # the notebook's sizes: the same run, fewer comparisons and steps
 FAST = {
-    "comparisons": 1536, "rm_epochs": 1, "steps": 10, "eval_prompts": 256, "best_of": 16
+    "comparisons": 1536, "steps": 16, "eval_prompts": 256, "best_of": 16
 }  # fmt: skip
 
 
