@@ -32,15 +32,15 @@ JOBS = {
     "ppo": LEASH,
     # the KL that best-of-16 has at most: log 16 − 15/16
     "ppo at the KL of best-of-16": {
-        "method": "ppo", "steps": 100, "beta": 0.35, "target_kl": 1.835,
+        "method": "ppo", "steps": 75, "beta": 0.35, "target_kl": 1.835,
     },
     "best-of-n": {"method": "best-of-n", "best_of": 16, "eval_prompts": 256},
-    "dpo": {"method": "dpo", "lr": 1e-4, "steps": 128},
-    "rloo": {"method": "rloo"},
-    "ppo without a leash": {"method": "ppo", "steps": 50, "beta": 0.005},
+    "dpo": {"method": "dpo", "lr": 1e-4, "steps": 100},
+    "rloo": {"method": "rloo", "steps": 40},
+    "ppo without a leash": {"method": "ppo", "steps": 35, "beta": 0.005},
     # what the reward model's errors cost: none of them, and many more
-    "ppo on gold": LEASH | {"reward": "gold"},
-    "ppo, 1,024 comparisons": LEASH | {"comparisons": 1024},
+    "ppo on gold": LEASH | {"reward": "gold", "steps": 25},
+    "ppo, 1,024 comparisons": LEASH | {"comparisons": 1024, "steps": 25},
 }  # fmt: skip
 CURVE = "reward model"
 ORDER = [*list(JOBS)[:5], CURVE, *list(JOBS)[5:]]
