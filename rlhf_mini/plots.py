@@ -34,6 +34,10 @@ COLORS = {
     "natural": "#44aa99",
     "adam": "#999933",
     "curriculum": "#aa4499",
+    # estimates of the KL: notebook 05 (the same palette, the last one darkened)
+    "k1": "#117733",
+    "k2": "#b8961e",
+    "k3": "#cc6677",
 }
 MARKERS = {
     "ref": "h",
@@ -52,6 +56,9 @@ MARKERS = {
     "natural": ">",
     "adam": "p",
     "curriculum": "d",
+    "k1": "8",
+    "k2": "H",
+    "k3": "x",
 }
 NAMES = {
     "ref": "π_ref",
@@ -70,6 +77,9 @@ NAMES = {
     "natural": "natural gradient",
     "adam": "Adam",
     "curriculum": "curriculum",
+    "k1": "k1",
+    "k2": "k2",
+    "k3": "k3",
 }
 KL_LABEL = "KL(π‖π_ref) [nats]"
 
@@ -322,4 +332,58 @@ def reward_vs_sqrt_kl(kl, proxy, gold, ax=None, ylabel="reward"):
         ax.plot(x, y, line, marker=MARKERS[method], **style)
         ends.append((NAMES[method], color(method), y[-1]))
     _label_lines(ax, ends)
+    return ax
+
+
+def simplex_paths(paths, target, ax=None, corners=("a", "b", "c"), arrows=True):
+    """Paths of laws over three actions, in the triangle of all such laws.
+
+    A law stands at the corner of an action if it always plays that one, and its height
+    over a side is the probability of the action opposite.
+
+    Args:
+      paths: {method: probabilities [N, 3] or [paths, N, 3]}, in order of time; a
+        hollow dot marks the start, a full marker the end.
+      target: probabilities of π_ref, [3].
+      corners: names of the three actions: left, right, top.
+      arrows: whether each path has an arrow half-way along its length.
+    """
+    height = 3**0.5 / 2
+    ax = _axes(ax, f"← more {corners[0]}    more {corners[1]} →", f"π({corners[2]})")
+
+    def place(name, law):
+        law = _array(name, law)
+        if law.shape[-1:] != (3,) or (abs(law.sum(-1) - 1) > 1e-6).any():
+            found = f"shape {list(law.shape)}"
+            raise ValueError(f"{name}: want probabilities [..., 3], found {found}")
+        return law[..., 1] + law[..., 2] / 2, law[..., 2] * height
+
+    ax.plot([0, 1, 0.5, 0], [0, 0, height, 0], color="black", linewidth=0.8)
+    for method, laws in paths.items():
+        x, y = (np.atleast_2d(c) for c in place(method, laws))
+        style = {"color": color(method), "zorder": 3}
+        for i, (u, v) in enumerate(zip(x, y, strict=True)):
+            ax.plot(u, v, label=NAMES[method] if i == 0 else None, **style)
+            ax.plot(u[0], v[0], "o", mfc="white", **style)
+            ax.plot(u[-1], v[-1], MARKERS[method], clip_on=False, **style)
+            walked = np.hypot(np.diff(u), np.diff(v)).cumsum()
+            half = int(np.searchsorted(walked, walked[-1] / 2))
+            if arrows and walked[-1] > 0.02:
+                ends = {"xy": (u[half + 1], v[half + 1]), "xytext": (u[half], v[half])}
+                pointed = {"arrowstyle": "-|>", "color": color(method)}
+                ax.annotate("", **ends, arrowprops=pointed)
+    x, y = place("target", target)
+    ax.plot(x, y, "*", color="black", markersize=12, label=NAMES["ref"], zorder=4)
+    for name, at, shift, side in zip(
+        corners,
+        [(0, 0), (1, 0), (0.5, height)],
+        [(-6, -2), (6, -2), (6, 0)],
+        ["right", "left", "left"],
+        strict=True,
+    ):
+        ax.annotate(name, at, xytext=shift, textcoords="offset points", ha=side)
+    ax.set(aspect="equal", xticks=[], yticks=[0, height / 2, height])
+    ax.set_yticklabels(["0", "½", "1"])
+    ax.grid(False)
+    ax.legend(loc="upper left")
     return ax

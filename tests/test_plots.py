@@ -12,6 +12,7 @@ from rlhf_mini import plots
 matplotlib.use("agg")
 
 KL, REWARD = [0.0, 0.5, 1.0], [0.0, 0.6, 0.8]
+LAWS = torch.tensor([[0.2, 0.5, 0.3], [0.5, 0.25, 0.25]])
 SEEDS = torch.tensor([[0.0, 1.0, 2.0], [2.0, 3.0, 7.0]])
 DRAWINGS = {
     "frontier": lambda ax: plots.frontier(KL, REWARD, {"ppo": (KL, REWARD)}, ax, ref=0),
@@ -20,6 +21,7 @@ DRAWINGS = {
     "calibration": lambda ax: plots.calibration(KL, REWARD, error=[0.1] * 3, ax=ax),
     "choice_curve": lambda ax: plots.choice_curve(KL, REWARD, ax=ax),
     "reward_vs_sqrt_kl": lambda ax: plots.reward_vs_sqrt_kl(KL, REWARD, REWARD, ax),
+    "simplex_paths": lambda ax: plots.simplex_paths({"k1": LAWS}, LAWS[1], ax),
 }
 
 
@@ -184,3 +186,35 @@ def test_over_optimisation_is_drawn_over_the_root_of_the_kl():
 def test_data_that_do_not_fit_are_named(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+# --- the triangle of laws over three actions
+
+
+def test_a_law_that_always_plays_one_action_stands_in_its_corner():
+    ax = plots.simplex_paths({"k3": torch.eye(3)}, LAWS[0])
+    x, y = line(ax, "k3").get_data()
+    np.testing.assert_allclose(x, [0, 1, 0.5])
+    np.testing.assert_allclose(y, [0, 0, 3**0.5 / 2])
+
+
+def test_a_law_stands_at_the_mean_of_the_corners_weighted_by_it():
+    ax = plots.simplex_paths({"k1": LAWS}, LAWS[1])
+    corners = np.array([[0, 0], [1, 0], [0.5, 3**0.5 / 2]])
+    np.testing.assert_allclose(line(ax, "k1").get_xydata(), LAWS.numpy() @ corners)
+    star = line(ax, "π_ref").get_xydata()
+    np.testing.assert_allclose(star, LAWS[1:].numpy() @ corners, rtol=1e-6)
+
+
+def test_many_paths_of_one_method_have_one_entry_in_the_legend():
+    ax = plots.simplex_paths({"k1": LAWS[None].repeat(3, 1, 1)}, LAWS[1])
+    texts = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert texts == ["k1", "π_ref"]
+
+
+@pytest.mark.parametrize("law", [[0.5, 0.5], [0.5, 0.2, 0.2], [float("nan"), 0.5, 0.5]])
+def test_what_is_no_law_over_three_actions_is_named(law):
+    with pytest.raises(ValueError, match="target"):
+        plots.simplex_paths({"k1": LAWS}, law)
+    with pytest.raises(ValueError, match="k1"):
+        plots.simplex_paths({"k1": [law, law]}, LAWS[1])
