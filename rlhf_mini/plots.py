@@ -377,12 +377,14 @@ def simplex_paths(paths, target, ax=None, corners=("a", "b", "c"), arrows=True):
     for name, at, shift, side in zip(
         corners,
         [(0, 0), (1, 0), (0.5, height)],
-        [(-6, -2), (6, -2), (6, 0)],
+        [(-9, -4), (9, -4), (7, 0)],
         ["right", "left", "left"],
         strict=True,
     ):
         ax.annotate(name, at, xytext=shift, textcoords="offset points", ha=side)
     ax.set(aspect="equal", xticks=[], yticks=[0, height / 2, height])
+    ax.set_xlim(-0.16, 1.12)
+    ax.spines["bottom"].set_visible(False)
     ax.set_yticklabels(["0", "½", "1"])
     ax.grid(False)
     ax.legend(loc="upper left")
