@@ -367,8 +367,8 @@ def simplex_paths(paths, target, ax=None, corners=("a", "b", "c"), arrows=True):
             ax.plot(u[0], v[0], "o", mfc="white", **style)
             ax.plot(u[-1], v[-1], MARKERS[method], clip_on=False, **style)
             walked = np.hypot(np.diff(u), np.diff(v)).cumsum()
-            half = int(np.searchsorted(walked, walked[-1] / 2))
-            if arrows and walked[-1] > 0.02:
+            if arrows and walked.max(initial=0) > 0.02:
+                half = int(np.searchsorted(walked, walked[-1] / 2))
                 ends = {"xy": (u[half + 1], v[half + 1]), "xytext": (u[half], v[half])}
                 pointed = {"arrowstyle": "-|>", "color": color(method)}
                 ax.annotate("", **ends, arrowprops=pointed)
@@ -383,7 +383,7 @@ def simplex_paths(paths, target, ax=None, corners=("a", "b", "c"), arrows=True):
     ):
         ax.annotate(name, at, xytext=shift, textcoords="offset points", ha=side)
     ax.set(aspect="equal", xticks=[], yticks=[0, height / 2, height])
-    ax.set_xlim(-0.16, 1.12)
+    ax.set(xlim=(-0.16, 1.12), ylim=(-0.07, height + 0.05))
     ax.spines["bottom"].set_visible(False)
     ax.set_yticklabels(["0", "½", "1"])
     ax.grid(False)

@@ -212,6 +212,13 @@ def test_many_paths_of_one_method_have_one_entry_in_the_legend():
     assert texts == ["k1", "π_ref"]
 
 
+def test_a_law_that_never_moved_is_a_path_without_an_arrow():
+    ax = plots.simplex_paths({"k1": LAWS[:1]}, LAWS[1])
+    assert {t.get_text() for t in ax.texts} == {"a", "b", "c"}
+    moved = plots.simplex_paths({"k1": LAWS}, LAWS[1])
+    assert len(moved.texts) == 4
+
+
 @pytest.mark.parametrize("law", [[0.5, 0.5], [0.5, 0.2, 0.2], [float("nan"), 0.5, 0.5]])
 def test_what_is_no_law_over_three_actions_is_named(law):
     with pytest.raises(ValueError, match="target"):
