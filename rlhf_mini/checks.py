@@ -157,3 +157,52 @@ def check_between(low: float, high: float, **numbers: float) -> None:
         x = _number(name, x)
         if not low <= x <= high:
             raise ValueError(f"{name}: want {low} ≤ {name} ≤ {high}, found {x}")
+
+
+def check_log_values(**tensors: Tensor) -> None:
+    """Raise unless float tensors [..., K], K ≥ 1, hold neither NaN nor +inf."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
+        if x.ndim == 0 or x.numel() == 0:
+            raise ValueError(f"{name}: want shape [..., K], found {list(x.shape)}")
+        check_finite(mask=x != -math.inf, **{name: x})
+
+
+def check_law(**laws: Tensor) -> None:
+    """Raise unless log-probabilities [..., K] sum to 1 over the last axis.
+
+    >>> check_law(ref_logp=torch.zeros(2))
+    Traceback (most recent call last):
+    ...
+    ValueError: ref_logp: want a law (log_softmax), found probabilities that sum to 2
+    """
+    check_log_values(**laws)
+    for name, law in laws.items():
+        total = law.detach().logsumexp(-1).exp().reshape(-1)
+        wrong = total[(total - 1).abs() > 1e-3]
+        if len(wrong):
+            found = f"probabilities that sum to {wrong[0].item():.6g}"
+            raise ValueError(f"{name}: want a law (log_softmax), found {found}")
+
+
+def check_outcomes(**tensors: Tensor) -> None:
+    """Raise unless all speak of the same K outcomes: last axes equal, others broadcast.
+
+    >>> check_outcomes(ref_logp=torch.zeros(3), rewards=torch.zeros(5, 2))
+    Traceback (most recent call last):
+    ...
+    ValueError: shapes do not fit: ref_logp [3], rewards [5, 2]
+    """
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
+    shapes = [x.shape for x in tensors.values()]
+    try:
+        torch.broadcast_shapes(*shapes)
+        fit = len({shape[-1:] for shape in shapes}) == 1
+    except RuntimeError:
+        fit = False
+    if not fit:
+        found = ", ".join(f"{name} {list(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"shapes do not fit: {found}")

@@ -13,7 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from rlhf_mini.checks import check_finite, check_positive
+from rlhf_mini.checks import (
+    check_finite,
+    check_law,
+    check_log_values,
+    check_outcomes,
+    check_positive,
+)
 
 INF = math.inf
 
@@ -154,7 +160,7 @@ def objective_gradient(
     >>> objective_gradient(torch.zeros(2), half, r, beta=1.0)   # ½ (r − ½)
     tensor([-0.2500,  0.2500])
     """
-    _check_log_values(logits=logits)
+    check_log_values(logits=logits)
     logp = torch.log_softmax(logits, -1)
     rewards = _checked(ref_logp, rewards, beta, logp=logp)
     if ((logp > -INF) & (ref_logp == -INF)).any():
@@ -436,38 +442,11 @@ def _checked(ref_logp: Tensor, rewards: Tensor, beta: float, **laws: Tensor) -> 
     """Check everything a tilt needs; the rewards, with 0 outside the support."""
     check_positive(beta=beta)
     laws = {**laws, "ref_logp": ref_logp}
-    _check_log_values(**laws)
-    for name, law in laws.items():
-        total = law.detach().logsumexp(-1).exp().reshape(-1)
-        wrong = total[(total - 1).abs() > 1e-3]
-        if len(wrong):
-            found = f"probabilities that sum to {wrong[0].item():.6g}"
-            raise ValueError(f"{name}: want a law (log_softmax), found {found}")
-    arguments = {**laws, "rewards": rewards}
-    if not isinstance(rewards, Tensor):
-        raise ValueError(f"rewards: want a tensor, found {type(rewards).__name__}")
-    shapes = [x.shape for x in arguments.values()]
-    try:
-        torch.broadcast_shapes(*shapes)
-        fit = len({shape[-1:] for shape in shapes}) == 1
-    except RuntimeError:
-        fit = False
-    if not fit:
-        found = ", ".join(f"{name} {list(x.shape)}" for name, x in arguments.items())
-        raise ValueError(f"shapes do not fit: {found}")
+    check_law(**laws)
+    check_outcomes(**laws, rewards=rewards)
     rewards = torch.where(ref_logp > -INF, rewards, 0.0)
     check_finite(rewards=rewards)
     return rewards
-
-
-def _check_log_values(**tensors: Tensor) -> None:
-    """Raise unless float tensors [..., K], K ≥ 1, hold neither NaN nor +inf."""
-    for name, x in tensors.items():
-        if not isinstance(x, Tensor):
-            raise ValueError(f"{name}: want a tensor, found {type(x).__name__}")
-        if x.ndim == 0 or x.numel() == 0:
-            raise ValueError(f"{name}: want shape [..., K], found {list(x.shape)}")
-        check_finite(mask=x != -INF, **{name: x})
 
 
 def _check_whole(**numbers: int) -> None:

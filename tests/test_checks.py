@@ -199,3 +199,38 @@ def test_the_ends_of_an_interval_belong_to_it(x):
 def test_a_number_outside_the_interval_raises(x):
     found = f"gamma: want 0 ≤ gamma ≤ 1, found {x}"
     raises(found, checks.check_between, 0, 1, gamma=x)
+
+
+def test_laws_pass_and_may_forbid_outcomes():
+    checks.check_law(ref_logp=torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log())
+
+
+def test_logits_are_no_law():
+    found = "logp: want a law (log_softmax), found probabilities that sum to 4"
+    raises(found, checks.check_law, logp=torch.zeros(4))
+
+
+@pytest.mark.parametrize("x", [NAN, INF])
+def test_a_log_value_that_is_no_number_raises(x):
+    found = f"logp: found {x} at [1]"
+    raises(found, checks.check_log_values, logp=torch.tensor([0.0, x]))
+    checks.check_log_values(logp=torch.tensor([0.0, -INF]))
+
+
+def test_a_law_needs_an_axis():
+    raises("logp: want shape [..., K], found []", checks.check_law, logp=torch.ones(()))
+    raises("logp: want a tensor, found list", checks.check_law, logp=[0.0])
+
+
+def test_outcomes_share_their_last_axis_and_broadcast_the_others():
+    checks.check_outcomes(logp=torch.zeros(5, 3), rewards=torch.zeros(3))
+    found = "shapes do not fit: logp [3], rewards [1]"
+    raises(found, checks.check_outcomes, logp=torch.zeros(3), rewards=torch.zeros(1))
+    found = "shapes do not fit: logp [2, 3], rewards [5, 3]"
+    raises(
+        found, checks.check_outcomes, logp=torch.zeros(2, 3), rewards=torch.zeros(5, 3)
+    )
+
+
+def test_outcomes_are_tensors():
+    raises("rewards: want a tensor, found int", checks.check_outcomes, rewards=3)

@@ -41,6 +41,8 @@ FLOORS = {
     exact_trees
     tree_gradients
     frontier
+    penalties
+    baselines
     bandit_flows
     """,
     2: """
