@@ -46,8 +46,8 @@ class Settings:
 
     steps: int = option(60, "updates of RLOO or DPO, iterations of PPO")
     batch: int = option(128, "answers per update; pairs for DPO")
-    lr: float = option(3e-4, "policy: learning rate, falling to 0")
-    critic_lr: float = option(3e-4, "critic: learning rate, falling to 0")
+    lr: float = option(5e-5, "policy: learning rate, falling to 0")
+    critic_lr: float = option(1e-4, "critic: learning rate, falling to 0")
     beta: float = option(
         0.1, "KL weight, reward per nat: larger = closer to the reference"
     )
