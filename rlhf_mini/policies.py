@@ -9,7 +9,7 @@ is scored at another temperature than it sampled at is silently off-policy.
 import torch
 from torch import Tensor, nn
 
-from .checks import check_index, check_logits, check_same_shape
+from .checks import check_between, check_index, check_logits, check_same_shape
 from .logprobs import entropy, token_logp
 from .rollouts import Rollout
 
@@ -38,16 +38,27 @@ class SequencePolicy(nn.Module):
 
     `logits[s, i]` belongs to the i-th prefix of state s, counted breadth first: the
     empty one, then those of one token, then of two, …
+    With an `end` token answers may be shorter: what stands behind the first end is a
+    pad (the end token again), has mask 0 and log-probability 0.
     """
 
-    def __init__(self, vocab: int, length: int, states: int = 1, dtype=torch.float32):
+    def __init__(
+        self,
+        vocab: int,
+        length: int,
+        states: int = 1,
+        dtype=torch.float32,
+        end: int | None = None,
+    ):
         super().__init__()
         if vocab < 2 or length < 1 or states < 1:
             raise ValueError(
                 "want vocab ≥ 2, length ≥ 1, states ≥ 1, "
                 f"found {vocab}, {length}, {states}"
             )
-        self.vocab, self.length = vocab, length
+        if end is not None:
+            check_between(0, vocab - 1, end=end)
+        self.vocab, self.length, self.end = vocab, length, end
         # prefixes shorter than t come before those of length t
         self.offsets = [(vocab**t - 1) // (vocab - 1) for t in range(length + 1)]
         shape = (states, self.offsets[-1], vocab)
@@ -62,9 +73,35 @@ class SequencePolicy(nn.Module):
             number = number * self.vocab + tokens[:, t]
         return torch.stack(columns, dim=1)
 
+    def alive(self, tokens: Tensor) -> Tensor:
+        """Where a token is an action, [B, T] bool: no end token stands before it."""
+        if self.end is None:
+            return torch.ones_like(tokens).bool()
+        ends = (tokens == self.end).long()
+        return ends.cumsum(-1) - ends == 0
+
+    def tree(self) -> Tensor:
+        """log π(token | state, prefix) at every prefix, [states, N, V]: exact_trees.py.
+
+        Behind an end token the law is certain to repeat it, so that a short answer is
+        one path of the tree, with its own probability.
+        """
+        law = self.logits.log_softmax(-1)
+        if self.end is None:
+            return law
+        ended = [torch.zeros(1).bool()]
+        for _ in range(self.length - 1):
+            after = ended[-1][:, None].repeat(1, self.vocab)
+            after[:, self.end] = True
+            ended.append(after.flatten())
+        pad = torch.full_like(law[0, 0], -torch.inf)
+        pad[self.end] = 0.0
+        return torch.where(torch.cat(ended).to(law.device)[:, None], pad, law)
+
     def logp(self, prompts: Tensor, tokens: Tensor, mask: Tensor | None = None):
-        """log π(token | state, prefix) in nats, [B, T], differentiable."""
-        return token_logp(self.logits[prompts[:, None], self.nodes(tokens)], tokens)
+        """log π(token | state, prefix) in nats, [B, T], differentiable; 0 on pads."""
+        logp = token_logp(self.logits[prompts[:, None], self.nodes(tokens)], tokens)
+        return logp if self.end is None else logp.where(self.alive(tokens), 0.0)
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, generator: torch.Generator) -> Rollout:
@@ -73,11 +110,16 @@ class SequencePolicy(nn.Module):
             # the last of the nodes is that of the prefix sampled so far
             grown = torch.cat([tokens, torch.zeros_like(prompts)[:, None]], dim=1)
             here = self.logits[prompts, self.nodes(grown)[:, -1]]
-            tokens = torch.cat([tokens, draw(here, generator)[:, None]], dim=1)
+            token = draw(here, generator)
+            if self.end is not None:
+                token = token.masked_fill((tokens == self.end).any(-1), self.end)
+            tokens = torch.cat([tokens, token[:, None]], dim=1)
         logits = self.logits[prompts[:, None], self.nodes(tokens)]
+        mask = self.alive(tokens)
         return Rollout(
-            prompts=prompts, tokens=tokens, mask=torch.ones_like(tokens).bool(),
-            logp=token_logp(logits, tokens), entropy=entropy(logits),
+            prompts=prompts, tokens=tokens, mask=mask,
+            logp=token_logp(logits, tokens).where(mask, 0.0),
+            entropy=entropy(logits).where(mask, 0.0),
         )  # fmt: skip
 
 
