@@ -96,7 +96,7 @@ class TokenWorld:
                 answer = tuple(self.words[i] for i in row[: int(n)])
                 r = score(s, answer)
                 check_number(**{f"score({s}, {answer})": r})
-                table.append(float(r))
+                table.append(float(r) + 0.0)  # no −0
         scores = torch.tensor(table, dtype=self.ref_logits.dtype)
         return scores.view(len(self.prompts), -1)
 
