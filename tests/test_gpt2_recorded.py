@@ -66,6 +66,8 @@ def test_the_frontier_has_a_point_per_run_and_one_mean_curve_for_best_of_n(recor
     kl, gold, error = points["ppo"]
     assert kl.tolist() == [6.0, 7.0, 1.8, 2.8]
     assert gold.tolist() == [12.0, 12.0, 3.6, 3.6] and set(error) == {0.1}
+    some = [row for row in record["runs"] if row["job"] != "dpo"]
+    assert set(recorded.frontier(record | {"runs": some})) == set(points) - {"dpo"}
     kl, gold, _ = points["best_of_n"]  # best-of-1 is the reference
     np.testing.assert_allclose(kl, [0.2, 0.6])
     np.testing.assert_allclose(gold, [0.7, 1.1])

@@ -35,7 +35,7 @@ JOBS = {
         "method": "ppo", "steps": 32, "lr": 3e-5, "beta": 0.35, "target_kl": 1.835,
     },
     "best-of-n": {"method": "best-of-n", "best_of": 16, "eval_prompts": 256},
-    "dpo": {"method": "dpo", "lr": 5e-5, "steps": 60},
+    "dpo": {"method": "dpo", "lr": 5e-5, "steps": 160},
     "rloo": {"method": "rloo", "steps": 24},
     "ppo without a leash": {"method": "ppo", "steps": 20, "beta": 0.005},
     # what the reward model's errors cost: none of them, and many more
@@ -44,7 +44,7 @@ JOBS = {
 }  # fmt: skip
 CURVE = "reward model"
 ORDER = [*list(JOBS)[:6], CURVE, *list(JOBS)[6:]]
-SIZES = [1024, 4096]  # comparisons of the reward model's learning curve, and all
+SIZES = [1024]  # comparisons of the reward model's learning curve, and all
 CURVES = (
     "kl_to_ref", "score", "gold", "positive_reviews", "positive_ratings", "entropy",
     "clipfrac", "approx_kl", "explained_variance", "distinct_2", "beta",

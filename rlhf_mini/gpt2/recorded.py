@@ -58,12 +58,16 @@ def best_of_n(record: dict, name: str) -> np.ndarray:
 def frontier(record: dict, name: str = "gold") -> dict:
     """What each method bought with its KL: {method: (kl, value, half interval)}.
 
-    One point per trained run; best-of-n is the mean over seeds, at the bound of its
-    KL, without n = 1.
+    One point per trained run; methods without a run are left out. Best-of-n is the
+    mean over seeds, at the bound of its KL, without n = 1.
     """
     jobs = {"ppo": ["ppo", "ppo at the KL of best-of-16"], "rloo": ["rloo"]}
     points = {}
+    known = {row["job"] for row in record["runs"]}
     for method, names in (jobs | {"dpo": ["dpo"]}).items():
+        names = [job for job in names if job in known]
+        if not names:
+            continue
         columns = [
             np.concatenate([final(record, job, key) for job in names])
             for key in ("kl_to_ref", name, name + "_ci")
