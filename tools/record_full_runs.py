@@ -135,7 +135,9 @@ def draw(found: dict):
     """The README's figure: what each method bought with its KL, over all seeds."""
     plots.use_style()
     ax = plots.methods_by_kl(frontier(found))
-    ax.axhline(np.mean([r["reference"]["gold"] for r in found["runs"]]), color="grey")
+    level = np.mean([r["reference"]["gold"] for r in found["runs"]])
+    ax.axhline(level, color=plots.color("ref"))
+    ax.text(11, level, plots.NAMES["ref"], va="bottom", color=plots.color("ref"))
     return ax.figure
 
 
