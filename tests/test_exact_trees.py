@@ -226,7 +226,7 @@ def test_the_myopic_policy_differs_from_the_optimum_but_in_the_last_token(
 
 def test_what_the_myopic_policy_loses_is_beta_times_its_kl_to_the_optimum():
     ref, scores, beta = tree(3, 3, seed=2), numbers(27), 0.5
-    rewards, ref_law = final_rewards(scores, 2), sequence_logp(ref)
+    rewards, ref_law = final_rewards(scores, 3), sequence_logp(ref)
     law = sequence_logp(myopic_policy(ref, rewards, beta))
     best = sequence_logp(soft_policy(ref, rewards, beta))
     lost = exact.objective(best, ref_law, scores, beta) - exact.objective(
