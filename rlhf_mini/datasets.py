@@ -192,8 +192,8 @@ def parse_ratings(texts: str, ratings: str) -> list[RatedText]:
 
     Raises:
       ValueError: a line that cannot be read, a rating that is not a whole number
-        from −4 to 4, a number given twice, or a sentence without ratings; the
-        message names the table and the line.
+        from −4 to 4, a number given twice, a sentence without ratings, or ratings
+        without a text; the message names the table and the line.
 
     >>> parse_ratings("1\\t.5\\tNot bad.", "1\\t.5\\t.5\\t[1, 0]")
     [RatedText(text='Not bad.', ratings=(1, 0))]
@@ -205,7 +205,10 @@ def parse_ratings(texts: str, ratings: str) -> list[RatedText]:
     for at, (name, _, text) in _rows("texts", texts, 3):
         if name not in votes:
             raise ValueError(f"{at}: sentence {name!r} has no ratings")
-        rated.append(RatedText(text.strip(), votes[name]))
+        rated.append(RatedText(text.strip(), votes.pop(name)))
+    if votes:  # a table of texts that was cut short between two lines
+        found = f"{len(votes)} of them, the first {next(iter(votes))!r}"
+        raise ValueError(f"texts: no text for a sentence that has ratings: {found}")
     return rated
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rlhf_mini.checks import (
     check_between,
+    check_finite,
     check_index,
     check_inputs,
     check_ndim,
@@ -295,6 +296,47 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     check_inputs(chosen=chosen, rejected=rejected)
     check_ndim(1, chosen=chosen)
     return -F.logsigmoid(chosen - rejected)
+
+
+def all_pairs_loss(scores: Tensor, preference: Tensor) -> Tensor:
+    """Cross-entropy of every pair in a batch of B answers, with soft labels.
+
+    L = mean over i < j of −[q_ij log σ(r_i − r_j) + q_ji log σ(r_j − r_i)]
+    Each answer is scored once for all its B − 1 pairs. The pairs share answers, so
+    they are not B·(B − 1)/2 independent labels.
+
+    Args:
+      scores: one score per answer, [B], nats.
+      preference: q_ij, the share of judges who prefer i to j, [B, B], a constant;
+        q_ij + q_ji = 1, and a tie counts ½ on either side. The diagonal is not read.
+
+    Returns:
+      Nats, a scalar, with gradient in scores; log 2 where all scores are equal.
+
+    Raises:
+      ValueError: shapes do not fit, B < 2, an entry is not finite, or preference
+        leaves [0, 1] or does not add up to 1 with its transpose.
+
+    Source: Ouyang et al. (2022), arXiv 2203.02155, eq. 1, with soft labels.
+
+    >>> q = torch.tensor([[0.5, 0.75], [0.25, 0.5]])
+    >>> all_pairs_loss(torch.tensor([3.0, 1.0]).log(), q).exp()  # entropy of (¾, ¼)
+    tensor(1.7548)
+    """
+    check_inputs(scores=scores)
+    check_ndim(1, scores=scores)
+    n = len(scores)
+    if n < 2 or preference.shape != (n, n):
+        found = f"scores {list(scores.shape)}, preference {list(preference.shape)}"
+        raise ValueError(f"want [B] and [B, B] with B ≥ 2, found {found}")
+    preference = preference.to(scores).detach()
+    first, second = torch.triu_indices(n, n, 1, device=scores.device)
+    q, back = preference[first, second], preference[second, first]
+    check_finite(preference=q)
+    if q.min() < 0 or q.max() > 1 or (q + back - 1).abs().max() > 1e-4:
+        raise ValueError("preference: want q_ij in [0, 1] and q_ij + q_ji = 1")
+    margin = scores[first] - scores[second]
+    return F.binary_cross_entropy_with_logits(margin, q)
 
 
 def _check_slate(scores: Tensor) -> None:

@@ -233,6 +233,27 @@ def test_a_line_that_does_not_fit_is_named(texts, ratings, message):
         parse_ratings(texts, ratings)
 
 
+def three_sentences():
+    texts = "1\t1\tgood film\n2\t-1\tbad film\n3\t0\ta film\n"
+    ratings = "1\t1\t0\t[1, 1]\n2\t-1\t0\t[-1, -1]\n3\t0\t1\t[-1, 1]\n"
+    return texts, ratings
+
+
+def test_a_ratings_table_cut_anywhere_is_refused():
+    texts, ratings = three_sentences()
+    whole = len(ratings.rstrip())  # the last line end may be missing
+    for length in range(whole):
+        with pytest.raises(ValueError, match="line"):
+            parse_ratings(texts, ratings[:length])
+    assert len(parse_ratings(texts, ratings[:whole])) == 3
+
+
+def test_a_table_of_texts_cut_between_two_lines_is_refused():
+    texts, ratings = three_sentences()
+    with pytest.raises(ValueError, match="no text for .* 1 of them, the first '3'"):
+        parse_ratings(texts[: texts.index("3")], ratings)
+
+
 # --- the real packages
 
 

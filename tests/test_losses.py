@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rlhf_mini.exact import optimal_policy
 from rlhf_mini.logprobs import sequence_sum
 from rlhf_mini.losses import (
+    all_pairs_loss,
     best_of_k_loss,
     bradley_terry_loss,
     cdpo_loss,
@@ -553,6 +554,68 @@ def test_the_information_of_a_label_at_equal_scores():
         hessian = torch.autograd.functional.hessian(lambda s, f=loss: f(s).sum(), zeros)
         eigenvalues = torch.linalg.eigvalsh(hessian)
         close(eigenvalues, torch.tensor([0, *[information] * 3], dtype=torch.float64))
+
+
+PREFERENCE = torch.tensor(
+    [[0.5, 0.9, 0.3], [0.1, 0.5, 0.65], [0.7, 0.35, 0.5]], dtype=torch.float64
+)
+
+
+def test_all_pairs_is_the_mean_of_both_outcomes_weighted_by_the_judges():
+    (scores,) = draw(1, 3)
+    naive = []
+    for i, j in itertools.combinations(range(3), 2):
+        won, lost = scores[i].view(1), scores[j].view(1)
+        q = PREFERENCE[i, j]
+        naive.append(
+            q * bradley_terry_loss(won, lost) + (1 - q) * bradley_terry_loss(lost, won)
+        )
+    close(all_pairs_loss(scores, PREFERENCE), torch.cat(naive).mean())
+
+
+def test_all_pairs_with_hard_labels_is_the_mean_of_bradley_terry():
+    scores = SCORES.clone()
+    above = (scores[:, None] > scores).double()  # whoever scores more has won
+    won, lost = above.nonzero().T
+    close(
+        all_pairs_loss(scores, above),
+        bradley_terry_loss(scores[won], scores[lost]).mean(),
+    )
+
+
+def test_all_pairs_is_least_where_the_odds_are_those_of_the_judges():
+    best = torch.tensor([0.8, -0.3, 0.1, 1.7], dtype=torch.float64).requires_grad_()
+    judges = torch.sigmoid(best[:, None] - best).detach()
+    slope = gradient(all_pairs_loss(best, judges), best)
+    close(slope, torch.zeros(4).double())
+    assert all_pairs_loss(best + torch.arange(4), judges) > all_pairs_loss(best, judges)
+
+
+def test_all_pairs_of_equal_scores_is_log_2_and_ignores_a_constant():
+    close(
+        all_pairs_loss(torch.full((3,), 4.0), PREFERENCE.float()),
+        torch.tensor(math.log(2)),
+        atol=1e-6,
+    )
+    (scores,) = draw(1, 3)
+    close(all_pairs_loss(scores + 5, PREFERENCE), all_pairs_loss(scores, PREFERENCE))
+
+
+@pytest.mark.parametrize(
+    "scores, preference, found",
+    [
+        (torch.zeros(3), torch.zeros(3, 2), r"scores \[3\], preference \[3, 2\]"),
+        (torch.zeros(1), torch.zeros(1, 1), "B ≥ 2"),
+        (torch.zeros(3, 1), PREFERENCE, "scores: want 1 axes"),
+        (torch.tensor([0.0, NAN, 0.0]), PREFERENCE, "scores: found nan"),
+        (torch.zeros(3), PREFERENCE * NAN, "preference: found nan"),
+        (torch.zeros(3), PREFERENCE + 1, "q_ij in"),
+        (torch.zeros(3), PREFERENCE.triu(), "q_ji = 1"),
+    ],
+)
+def test_all_pairs_refuses_what_does_not_fit(scores, preference, found):
+    with pytest.raises(ValueError, match=found):
+        all_pairs_loss(scores, preference)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 1)])

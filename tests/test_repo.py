@@ -54,8 +54,9 @@ FLOORS = {
     annotators
     policies
     rollouts
+    human_pairs
     """,
-    3: "training gpt2",
+    3: "training gpt2 reward_models",
     4: "plots tables sliders grading labelling",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
