@@ -19,7 +19,12 @@ from scipy.integrate import quad, solve_ivp
 from scipy.optimize import brentq
 from torch import Tensor
 
-from rlhf_mini.checks import check_between, check_finite, check_positive
+from rlhf_mini.checks import (
+    check_between,
+    check_finite,
+    check_positive,
+    check_times,
+)
 
 
 class SampledTime(NamedTuple):
@@ -255,7 +260,7 @@ def gradient_flow(logp: Tensor, rewards: Tensor, times: Tensor) -> Tensor:
     tensor([0.5000, 0.9280], dtype=torch.float64)
     """
     start, r = _bandit(logp, rewards)
-    t = _times(times)
+    t = check_times(times).numpy()
     path = _integrate(start, r, t[-1], evaluate=t).y
     return torch.from_numpy(path.T.copy()).log_softmax(-1)
 
@@ -285,7 +290,7 @@ def natural_flow(logp: Tensor, rewards: Tensor, times: Tensor) -> Tensor:
     tensor([[0.7500, 0.2500]], dtype=torch.float64)
     """
     start, r = _bandit(logp, rewards)
-    t = _times(times)[:, None]
+    t = check_times(times).numpy()[:, None]
     return torch.from_numpy(start + t * r).log_softmax(-1)
 
 
@@ -388,15 +393,6 @@ def _bandit(logp: Tensor, rewards: Tensor):
     check_finite(logp=logp, rewards=rewards)
     check_between(-1e-3, 1e-3, log_of_the_sum=logp.detach().logsumexp(-1).item())
     return logp.detach().double().numpy(), rewards.detach().double().numpy()
-
-
-def _times(times: Tensor) -> np.ndarray:
-    t = torch.as_tensor(times).detach().double().numpy()
-    if t.ndim != 1 or len(t) == 0 or not np.isfinite(t).all():
-        raise ValueError(f"times: want finite numbers [N], found shape {list(t.shape)}")
-    if t[0] < 0 or (np.diff(t) <= 0).any():
-        raise ValueError("times: want them increasing from ≥ 0, found others")
-    return t
 
 
 def _advantage(theta: np.ndarray, arm: int) -> float:

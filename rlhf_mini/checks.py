@@ -206,3 +206,19 @@ def check_outcomes(**tensors: Tensor) -> None:
     if not fit:
         found = ", ".join(f"{name} {list(x.shape)}" for name, x in tensors.items())
         raise ValueError(f"shapes do not fit: {found}")
+
+
+def check_times(times) -> Tensor:
+    """Moments of a path, [N] float64; raise unless they increase from ≥ 0.
+
+    >>> check_times([0.0, 2.0, 1.0])
+    Traceback (most recent call last):
+    ...
+    ValueError: times: want them increasing from ≥ 0, found [0.0, 2.0, 1.0]
+    """
+    t = torch.as_tensor(times).detach().double()
+    if t.ndim != 1 or len(t) == 0 or not torch.isfinite(t).all():
+        raise ValueError(f"times: want finite numbers [N], found shape {list(t.shape)}")
+    if t[0] < 0 or (t.diff() <= 0).any():
+        raise ValueError(f"times: want them increasing from ≥ 0, found {t.tolist()}")
+    return t

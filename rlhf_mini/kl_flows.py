@@ -15,7 +15,6 @@ functions of d that can be differentiated, because the question is what that doe
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.integrate import quad, solve_ivp
 from torch import Tensor
@@ -26,6 +25,7 @@ from rlhf_mini.checks import (
     check_number,
     check_positive,
     check_same_shape,
+    check_times,
 )
 
 Penalty = Callable[[Tensor], Tensor]  # of d in nats, elementwise
@@ -250,7 +250,7 @@ def exact_flow(
     check_same_shape(logp=logp, rewards=r)
     check_finite(rewards=r)
     r = r.detach().double()
-    t = _times(times)
+    t = check_times(times).numpy()
 
     def velocity(_, theta):
         now = torch.from_numpy(theta).log_softmax(-1)
@@ -319,12 +319,3 @@ def _values(penalty: Penalty, d: Tensor) -> Tensor:
     check_same_shape(penalty=f, d=d)
     check_finite(penalty=f)
     return f.detach()
-
-
-def _times(times: Tensor) -> np.ndarray:
-    t = torch.as_tensor(times).detach().double().numpy()
-    if t.ndim != 1 or len(t) == 0 or not np.isfinite(t).all():
-        raise ValueError(f"times: want finite numbers [N], found shape {list(t.shape)}")
-    if t[0] < 0 or (np.diff(t) <= 0).any():
-        raise ValueError("times: want them increasing from ≥ 0, found others")
-    return t

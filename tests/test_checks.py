@@ -234,3 +234,21 @@ def test_outcomes_share_their_last_axis_and_broadcast_the_others():
 
 def test_outcomes_are_tensors():
     raises("rewards: want a tensor, found int", checks.check_outcomes, rewards=3)
+
+
+def test_times_come_back_in_float64():
+    t = checks.check_times(torch.tensor([0, 1, 3]))
+    assert t.dtype == torch.float64 and t.tolist() == [0.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("bad", [[], [[0.0, 1.0]], [0.0, NAN], [1.0, INF]])
+def test_times_that_are_no_row_of_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match=r"^times: want finite numbers \[N\], found"):
+        checks.check_times(bad)
+
+
+@pytest.mark.parametrize("bad", [[-1.0, 1.0], [0.0, 2.0, 2.0], [3.0, 1.0]])
+def test_times_that_do_not_increase_from_zero_are_refused(bad):
+    raises(
+        f"times: want them increasing from ≥ 0, found {bad}", checks.check_times, bad
+    )

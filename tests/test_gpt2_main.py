@@ -94,7 +94,7 @@ def test_ppo_leaves_everything_in_its_own_folder(finished, settings_of):
 def test_other_methods_share_preferences_and_reward_model(
     finished, settings_of, tmp_path, method, monkeypatch
 ):
-    for stage in ("make_reward_model",):  # nothing is made twice
+    for stage in ("make_comparisons", "make_reward_model"):  # nothing is made twice
         monkeypatch.setattr(command, stage, None)
     settings = settings_of(out=str(tmp_path), data=str(finished), method=method)
     command.main(settings)

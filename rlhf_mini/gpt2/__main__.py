@@ -69,6 +69,20 @@ def prepare(world: World) -> tuple[Comparisons, TokenScorer]:
     return data, freeze(scorer.to(world.device))
 
 
+def agreement(world: World, reward_model: TokenScorer) -> dict:
+    """How often the reward model names the annotator's choice, on fresh comparisons.
+
+    Measured once per data folder: all the runs that share one have the same answer.
+    """
+    file = world.settings.data_folder / "reward_model" / "agreement.json"
+    if not file.exists():
+        fresh = make_comparisons(world, 1024, seed=world.settings.seed + 20_000)
+        right, error = accuracy(predict(reward_model, fresh), fresh)
+        row = {"accuracy": right, "ci": 1.96 * error, "comparisons": len(fresh)}
+        write_json(file, row)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def report(world: World, policy, reward_model) -> dict:
     """Evaluate reference and policy on held-out prompts; write and print both."""
     out, board = world.settings.out_folder, world.board(reward_model)
@@ -106,7 +120,9 @@ def check_resume(settings: Settings) -> None:
 
 
 def write_json(path: Path, x) -> None:
-    path.write_text(json.dumps(x, indent=1, ensure_ascii=False), encoding="utf-8")
+    part = path.with_name(path.name + ".part")  # a kill leaves no half file
+    part.write_text(json.dumps(x, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)
 
 
 def main(settings: Settings) -> None:
@@ -116,11 +132,10 @@ def main(settings: Settings) -> None:
     write_json(out / "settings.json", asdict(settings))
     world = build_world(settings)
     data, reward_model = prepare(world)
-    fresh = make_comparisons(world, 1024, seed=settings.seed + 20_000)
-    right, error = accuracy(predict(reward_model, fresh), fresh)
+    found = agreement(world, reward_model)
     print(
-        f"reward model: agrees with the annotator on {right:.3f} ± {1.96 * error:.3f} "
-        f"of {len(fresh)} fresh comparisons"
+        f"reward model: agrees with the annotator on {found['accuracy']:.3f} ± "
+        f"{found['ci']:.3f} of {found['comparisons']} fresh comparisons"
     )
     if settings.method == "best-of-n":
         curve = best_of_n(

@@ -34,7 +34,7 @@ class Settings:
     prompt_length: int = option(8, "tokens of a prompt")
     new_tokens: int = option(24, "most tokens of an answer")
 
-    comparisons: int = option(20480, "prompts whose answers the annotator compares")
+    comparisons: int = option(40960, "prompts whose answers the annotator compares")
     answers: int = option(2, "answers per comparison: 2 is a pair, 4 a best-of-four")
     flip: float = option(0.0, "share of labels that are wrong whatever the answers")
     rm_lr: float = option(1e-3, "reward model: learning rate, falling to 0")
