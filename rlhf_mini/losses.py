@@ -1,8 +1,9 @@
 """One function per published loss; all are to be minimised.
 
-The first four take one common shape [...] and an optional mask: [B] for a bandit
+The first ones take one common shape [...] and an optional mask: [B] for a bandit
 (an action is a sequence of length 1), [B, T] for tokens. They end in one mean over all
-unmasked entries, so a long answer weighs more than a short one. The preference losses
+unmasked entries, so a long answer weighs more than a short one; only `grpo_loss` means
+over answers, as it was published. The preference losses
 return one number per example, [B]: take the mean yourself. Only the policy's own
 `logp`, `values` or scores carry a gradient; all that was sampled, estimated or frozen
 (advantages, returns, old, behaviour and reference quantities) is a constant.
@@ -20,6 +21,7 @@ from rlhf_mini.checks import (
     check_ndim,
     check_positive,
 )
+from rlhf_mini.logprobs import sequence_sum
 from rlhf_mini.masking import masked_mean, masked_var, zero_pads
 
 
@@ -158,6 +160,62 @@ def ppo_decoupled_loss(
     weight = _exp(prox_logp - behaviour_logp, "π_prox/π_behav")
     ratio = _exp(logp - prox_logp, "π/π_prox")
     return masked_mean(weight * _clipped(ratio, advantages, clip_eps), mask)
+
+
+def grpo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    beta: float = 0.04,
+    clip_eps: float = 0.2,
+) -> Tensor:
+    """GRPO's loss as published: PPO's clip, plus k3 with a gradient, mean by answer.
+
+    L = (1/B) Σᵢ (1/|yᵢ|) Σₜ {−min(ρA, clip(ρ, 1−ε, 1+ε)A) + β k3},
+    where ρ = π/π_old and k3 = π_ref/π − 1 − log(π_ref/π)
+    The penalty does not descend KL(π‖π_ref): the gradient of k3 is that of KL(π_ref‖π)
+    at the prefixes sampled. And 1/|yᵢ| makes a token of a long answer count less.
+
+    Args:
+      logp: log π of the tokens in nats, [B, T].
+      old_logp: log π_old, of the policy that sampled, [B, T], a constant.
+      ref_logp: log π_ref, [B, T], a constant.
+      advantages: [B, T], one number for all tokens of an answer, a constant.
+      mask: 0/1, [B, T], or None for all ones; a row without a 1 is left out.
+      beta: > 0; per unit of advantage, so in *standard deviations* of the reward if
+        the advantages are `group_normalized`.
+      clip_eps: ε > 0.
+
+    Returns:
+      Scalar, with gradient in logp.
+
+    Raises:
+      ValueError: not two axes, shapes differ, the mask is empty, an unmasked entry is
+        not finite, beta or clip_eps ≤ 0, or a ratio overflows.
+
+    Source: Shao et al. (2024), arXiv 2402.03300, eq. 3 and 4; β as there.
+
+    >>> logp, ref_logp = torch.tensor([[0.25]]).log(), torch.tensor([[0.5]]).log()
+    >>> loss = grpo_loss(logp, logp, ref_logp, torch.zeros(1, 1), beta=1.0)
+    >>> round(loss.item(), 4)  # 2 − 1 − ln 2
+    0.3069
+    """
+    check_inputs(
+        mask, logp=logp, old_logp=old_logp, ref_logp=ref_logp, advantages=advantages
+    )
+    check_ndim(2, logp=logp)
+    check_positive(beta=beta, clip_eps=clip_eps)
+    keep = torch.ones_like(logp).bool() if mask is None else mask.bool()
+    logp, old_logp, ref_logp, advantages = zero_pads(
+        keep, logp, old_logp.detach(), ref_logp.detach(), advantages.detach()
+    )
+    ratio = _exp(logp - old_logp, "π/π_old")
+    k3 = _exp(ref_logp - logp, "π_ref/π") - 1 - (ref_logp - logp)
+    per_token = _clipped(ratio, advantages, clip_eps) + beta * k3
+    per_answer = sequence_sum(per_token, keep) / keep.sum(-1).clamp(min=1)  # [B]
+    return masked_mean(per_answer, keep.any(-1))
 
 
 def value_clip_loss(

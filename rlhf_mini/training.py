@@ -1,26 +1,30 @@
-"""One update of each method, each readable in one screen; the loop is the caller's.
+"""One update of each on-policy method, one screen each; the loop is the caller's.
 
 The same functions train a table and a GPT-2: a policy needs `.sample` and `.logp`
 (policies.py), a critic is called with (prompts, tokens, mask), a scorer maps a
 `Rollout` to [B] scores. Each step returns a dict of plain floats under the field's
-usual names.
+usual names. What learns from data that are there already is in offline_training.py.
+
+Many seeds train as copies in one table (`TokenWorld.policy(copies)`). They stay
+independent if nothing is taken over all rows: max_grad_norm = math.inf, no whitening,
+one minibatch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .advantages import gae, leave_one_out
+from .advantages import gae, group_normalized, leave_one_out
 from .checks import check_between, check_positive
 from .kl import AdaptiveKL, approx_kl, shape_rewards
 from .logprobs import sequence_sum
 from .losses import (
-    best_of_k_loss,
     clip_fraction,
-    dpo_loss,
     explained_variance,
+    grpo_loss,
     ppo_clip_loss,
     reinforce_loss,
     value_clip_loss,
@@ -40,7 +44,7 @@ class PPOSettings:
     value_weight: float = 0.1
     epochs: int = 4
     minibatches: int = 4
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # one norm over all rows; math.inf clips nothing
     whiten: bool = True  # advantages to mean 0, variance 1: the step no longer
     # shrinks with them near the optimum
 
@@ -48,8 +52,43 @@ class PPOSettings:
         check_between(0, 1, gamma=self.gamma, lam=self.lam)
         check_positive(
             clip_eps=self.clip_eps, value_clip=self.value_clip, epochs=self.epochs,
-            minibatches=self.minibatches, max_grad_norm=self.max_grad_norm,
+            minibatches=self.minibatches,
         )  # fmt: skip
+        if self.max_grad_norm != math.inf:
+            check_positive(max_grad_norm=self.max_grad_norm)
+
+
+def reinforce_step(
+    policy,
+    reference,
+    score: Callable[[Rollout], Tensor],
+    prompts: Tensor,
+    optimizer: torch.optim.Optimizer,
+    beta: float,
+    settings: PPOSettings,
+    generator: torch.Generator,
+    baseline: float | Tensor = 0.0,
+) -> dict[str, float]:
+    """One REINFORCE update (Williams 1992) on whole answers.
+
+    A = R − b,  R = r − β·Σ_t k1
+    b changes no mean, only the noise, and the noise stays at π* unless b is R there.
+
+    Args:
+      baseline: b in reward units, a number or [B]; it must not depend on the answers.
+    """
+    clock = Clock()
+    batch = collect(
+        policy, prompts, generator, reference=reference, score=score, clock=clock
+    )
+    advantages = batch.scores - beta * batch.kl_to_ref() - baseline
+    with clock("update"):
+        logp = policy.logp(batch.prompts, batch.tokens, batch.mask)
+        loss = reinforce_loss(sequence_sum(logp, batch.mask), advantages)
+        descend(loss, optimizer, settings)
+    row = _rollout_metrics(batch, beta) | {"policy_loss": loss.item()}
+    row["first_ratio_error"] = _ratio_error(logp, batch)
+    return row | clock.seconds
 
 
 def ppo_step(
@@ -93,12 +132,10 @@ def ppo_step(
                 value = value_clip_loss(
                     values, b.values, target, b.mask, settings.value_clip
                 )
-                losses.append(_update_metrics(logp, b, actor, value, settings))
-                _descend(actor + settings.value_weight * value, optimizer, settings)
-    row = _rollout_metrics(batch, controller.beta)
-    row |= {k: sum(d[k] for d in losses) / len(losses) for k in losses[0]}
-    # the first forward after sampling: anything but 0 is a bug
-    row["first_ratio_error"] = losses[0]["ratio_error"]
+                losses.append(_update_metrics(logp, b, actor, settings))
+                losses[-1]["value_loss"] = value.item()
+                descend(actor + settings.value_weight * value, optimizer, settings)
+    row = _rollout_metrics(batch, controller.beta) | _over_updates(losses)
     row["explained_variance"] = explained_variance(
         batch.values, returns, batch.mask
     ).item()
@@ -131,60 +168,94 @@ def rloo_step(
     with clock("update"):
         logp = policy.logp(batch.prompts, batch.tokens, batch.mask)
         loss = reinforce_loss(sequence_sum(logp, batch.mask), advantages)
-        _descend(loss, optimizer, settings)
+        descend(loss, optimizer, settings)
     row = _rollout_metrics(batch, beta) | {"policy_loss": loss.item()}
     row["first_ratio_error"] = _ratio_error(logp, batch)
     return row | clock.seconds
 
 
-def dpo_step(
+def grpo_step(
     policy,
+    reference,
+    score: Callable[[Rollout], Tensor],
     prompts: Tensor,
-    chosen: tuple[Tensor, Tensor, Tensor],
-    rejected: tuple[Tensor, Tensor, Tensor],
     optimizer: torch.optim.Optimizer,
     beta: float,
+    group: int,
     settings: PPOSettings,
+    generator: torch.Generator,
 ) -> dict[str, float]:
-    """One DPO update (Rafailov et al. 2023, eq. 7) on a batch of pairs.
+    """One GRPO iteration as published (Shao et al. 2024): the KL is k3 in the loss.
 
-    Args:
-      chosen, rejected: (tokens [B, T], mask [B, T], ref_logp [B]) of the two answers;
-        `ref_logp` is the *sum* over the answer's tokens.
+    A_i = (r_i − mean r)/std r in the group, the same for every token; `grpo_loss`.
+    Three parts move its fixed point away from π*: the std, 1/|answer|, and k3 as a
+    loss, whose gradient is that of KL(π_ref‖π) at the prefixes seen.
     """
-    rows = len(prompts)
-    # one forward for both: the answers stand below one another
-    tokens, mask = (torch.cat([chosen[i], rejected[i]]) for i in range(2))
-    logp = sequence_sum(policy.logp(torch.cat([prompts] * 2), tokens, mask), mask)
-    won, lost = logp[:rows], logp[rows:]
-    loss = dpo_loss(won, lost, chosen[2], rejected[2], beta).mean()
-    margin = beta * ((won - chosen[2]) - (lost - rejected[2])).detach()
-    row = {
-        "dpo_loss": loss.item(),
-        "margin": margin.mean().item(),
-        "accuracy": (margin > 0).double().mean().item(),
-        "chosen_logp": won.mean().item(),
-        "rejected_logp": lost.mean().item(),
-    }
-    _descend(loss, optimizer, settings)
-    return row
+    clock = Clock()
+    asked = prompts.repeat_interleave(group, dim=0)
+    batch = collect(
+        policy, asked, generator, reference=reference, score=score, clock=clock
+    )
+    advantages = group_normalized(batch.scores.view(-1, group)).view(-1)
+
+    def loss(logp, b, a):
+        return grpo_loss(
+            logp, b.logp, b.ref_logp, a, b.mask, beta, settings.clip_eps
+        )  # fmt: skip
+
+    with clock("update"):
+        row = _epochs(policy, batch, advantages, loss, optimizer, settings, generator)
+    return _rollout_metrics(batch, beta) | row | clock.seconds
 
 
-def reward_model_step(
-    scores: Tensor,
-    choice: Tensor,
+def grpo_k1_step(
+    policy,
+    reference,
+    score: Callable[[Rollout], Tensor],
+    prompts: Tensor,
     optimizer: torch.optim.Optimizer,
+    beta: float,
+    group: int,
     settings: PPOSettings,
+    generator: torch.Generator,
 ) -> dict[str, float]:
-    """One update of a reward model from scores [B, K] of K answers, choice [B].
+    """GRPO's advantage with the KL where PPO has it: k1 in the reward.
 
-    For K = 2 the loss is Bradley–Terry's −log σ(r_w − r_l).
+    A_i = (R_i − mean R)/std R in the group,  R = r − β·Σ_t k1; `ppo_clip_loss`.
+    At π* all R of a prompt are equal, so π* is a fixed point; but the std makes the
+    noise on the way there as large as far from it, and only the rate can end it.
     """
-    loss = best_of_k_loss(scores, choice).mean()
-    right = (scores.argmax(-1) == choice).double().mean().item()
-    row = {"loss": loss.item(), "accuracy": right}
-    _descend(loss, optimizer, settings)
-    return row
+    clock = Clock()
+    asked = prompts.repeat_interleave(group, dim=0)
+    batch = collect(
+        policy, asked, generator, reference=reference, score=score, clock=clock
+    )
+    penalised = batch.scores - beta * batch.kl_to_ref()
+    advantages = group_normalized(penalised.view(-1, group)).view(-1)
+
+    def loss(logp, b, a):
+        return ppo_clip_loss(logp, b.logp, a, b.mask, settings.clip_eps)
+
+    with clock("update"):
+        row = _epochs(policy, batch, advantages, loss, optimizer, settings, generator)
+    return _rollout_metrics(batch, beta) | row | clock.seconds
+
+
+def _epochs(
+    policy, batch, advantages, loss, optimizer, settings, generator
+) -> dict[str, float]:
+    """A few epochs of updates with one advantage [B] for all tokens of an answer."""
+    advantages = advantages[:, None].expand_as(batch.logp)  # [B, T]
+    losses = []
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(batch), generator=generator)
+        for rows in order.chunk(settings.minibatches):
+            b, a = batch[rows], advantages[rows]
+            logp = policy.logp(b.prompts, b.tokens, b.mask)
+            actor = loss(logp, b, a)
+            losses.append(_update_metrics(logp, b, actor, settings))
+            descend(actor, optimizer, settings)
+    return _over_updates(losses)
 
 
 def linear_decay(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
@@ -194,7 +265,14 @@ def linear_decay(optimizer: torch.optim.Optimizer, step: int, steps: int) -> Non
         group["lr"] = group["initial_lr"] * (1 - step / steps)
 
 
-def _descend(loss: Tensor, optimizer, settings: PPOSettings) -> None:
+def descend(
+    loss: Tensor, optimizer: torch.optim.Optimizer, settings: PPOSettings
+) -> None:
+    """One step down the loss, each parameter group clipped to `max_grad_norm`.
+
+    Raises:
+      ValueError: the loss or a gradient is not finite; no parameter was changed.
+    """
     if not torch.isfinite(loss):
         raise ValueError(f"loss: found {loss.item()}; the update was not made")
     optimizer.zero_grad(set_to_none=True)
@@ -224,12 +302,18 @@ def _rollout_metrics(batch: Rollout, beta: float) -> dict[str, float]:
     }
 
 
-def _update_metrics(logp, batch, policy_loss, value_loss, settings) -> dict[str, float]:
+def _update_metrics(logp, batch, policy_loss, settings) -> dict[str, float]:
     old = batch.logp
     return {
         "policy_loss": policy_loss.item(),
-        "value_loss": value_loss.item(),
         "approx_kl": approx_kl(logp.detach(), old, batch.mask).item(),
         "clipfrac": clip_fraction(logp, old, batch.mask, settings.clip_eps).item(),
         "ratio_error": _ratio_error(logp, batch),
     }
+
+
+def _over_updates(losses: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number over the updates of one iteration."""
+    row = {k: sum(d[k] for d in losses) / len(losses) for k in losses[0]}
+    # the first forward after sampling: anything but 0 is a bug
+    return row | {"first_ratio_error": losses[0]["ratio_error"]}

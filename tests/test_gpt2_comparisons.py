@@ -21,7 +21,8 @@ from rlhf_mini.gpt2.comparisons import (
     score_all,
 )
 from rlhf_mini.gpt2.models import TokenScorer
-from rlhf_mini.training import PPOSettings, dpo_step
+from rlhf_mini.offline_training import dpo_step
+from rlhf_mini.training import PPOSettings
 
 PAD, LIKED = 1, 6  # the annotator of these tests counts one token
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_mini.exact import optimal_policy
+from rlhf_mini.advantages import group_normalized
+from rlhf_mini.exact import enumerate_sequences, optimal_policy
+from rlhf_mini.kl import exact_kl
 from rlhf_mini.logprobs import sequence_sum
 from rlhf_mini.losses import (
     all_pairs_loss,
@@ -17,6 +19,7 @@ from rlhf_mini.losses import (
     clip_fraction,
     dpo_loss,
     explained_variance,
+    grpo_loss,
     ipo_loss,
     plackett_luce_loss,
     ppo_clip_loss,
@@ -24,6 +27,7 @@ from rlhf_mini.losses import (
     reinforce_loss,
     value_clip_loss,
 )
+from rlhf_mini.policies import SequencePolicy
 
 NAN, INF = math.nan, math.inf
 MASKED = {  # name: function and how many tensors it takes
@@ -338,6 +342,111 @@ def test_decoupled_ppo_clips_around_the_proximal_policy_and_not_the_behaviour():
     assert near.item() == pytest.approx(-5) and far.item() == pytest.approx(-1.2)
     assert gradient(near, logp).item() == pytest.approx(-5)
     assert gradient(far, logp).item() == 0.0
+
+
+# --- GRPO ---------------------------------------------------------------------
+
+
+def answers_of(length=2, vocab=3):
+    """A policy far from its reference, all its answers, and their log-probs, [M, T]."""
+    answers = enumerate_sequences(vocab, length)
+    prompts = torch.zeros(len(answers)).long()
+    pair = []
+    for noise in draw(2, 1, 4, 3):
+        policy = SequencePolicy(vocab, length, dtype=torch.float64)
+        policy.logits.data = 2 * noise
+        pair.append(policy)
+    policy, reference = pair
+    return policy, reference, prompts, answers
+
+
+def test_grpo_equals_a_naive_loop():
+    logp, old, ref, _ = draw(4, 3, 4)
+    a = draw(5, 3)[4]
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]])
+    rows = []
+    for i in range(3):
+        terms = []
+        for t in mask[i].nonzero()[:, 0].tolist():
+            ratio, d = (logp[i, t] - old[i, t]).exp(), ref[i, t] - logp[i, t]
+            clipped = min(max(ratio.item(), 0.7), 1.3)
+            k3 = d.exp() - 1 - d
+            terms.append(-min(ratio * a[i], clipped * a[i]) + 0.3 * k3)
+        rows.append(sum(terms) / len(terms))
+    found = grpo_loss(logp, old, ref, a[:, None].expand(3, 4), mask, 0.3, 0.3)
+    close(found, sum(rows) / 3)
+
+
+def test_the_penalty_of_grpo_descends_the_forward_kl_at_the_prefixes_seen():
+    # E over answers of π, no advantage: (β/T) Σ_s d(s) ∇KL(π_ref(·|s)‖π(·|s))
+    policy, reference, prompts, answers = answers_of()
+    logp = policy.logp(prompts, answers)
+    ref = reference.logp(prompts, answers).detach()
+    chance = logp.detach().sum(-1).exp()
+    total = sum(
+        p * grpo_loss(logp[i : i + 1], logp[i : i + 1], ref[i : i + 1],
+                      torch.zeros(1, 2), beta=0.7)
+        for i, p in enumerate(chance)
+    )  # fmt: skip
+    seen = torch.cat([torch.ones(1), policy.tree()[0, 0].detach().exp()])  # d(s)
+    forward = exact_kl(reference.logits.detach(), policy.logits)[0]
+    want = gradient(0.7 / 2 * (seen * forward).sum(), policy.logits)
+    close(gradient(total, policy.logits), want)
+    reverse = exact_kl(policy.logits, reference.logits.detach())[0]
+    other = gradient(0.7 / 2 * (seen * reverse).sum(), policy.logits)
+    assert (want - other).abs().max() > 0.05  # the directions are told apart
+
+
+def test_grpo_without_pads_at_the_old_policy_has_the_gradient_of_reinforce():
+    leaf = draw(1, 4, 3)[0].requires_grad_()
+    a = group_normalized(draw(1, 1, 4)[0]).view(-1, 1).expand(4, 3)
+    # at the reference too, where k3 is flat
+    found = gradient(grpo_loss(leaf, leaf, leaf.detach(), a, beta=5.0), leaf)
+    close(found, gradient(reinforce_loss(leaf, a), leaf))
+
+
+def test_a_token_of_a_long_answer_counts_less_in_grpo():
+    leaf = draw(1, 2, 4)[0].requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
+    slope = gradient(grpo_loss(leaf, leaf, leaf.detach(), torch.ones(2, 4), mask), leaf)
+    close(slope[0], torch.full((4,), -1 / 8).double())
+    close(slope[1], torch.tensor([-1 / 2, 0, 0, 0]).double())
+
+
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF])
+def test_pads_and_empty_rows_change_nothing_in_grpo(garbage):
+    inputs = list(draw(4, 3, 4))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    first = grpo_loss(*inputs, mask)
+    spoilt = [x.masked_fill(mask == 0, garbage) for x in inputs]
+    assert torch.equal(grpo_loss(*spoilt, mask), first)
+    assert torch.equal(grpo_loss(*(x[:2] for x in inputs), mask[:2]), first)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: [x[0][0], *x[1:]], "shapes differ"),
+        (lambda x: [y[0] for y in x], "logp: want 2 axes"),
+        (lambda x: [*x[:2], x[2] * NAN, x[3]], "ref_logp: found nan"),
+        (lambda x: [*x[:2], x[2] + 1e4, x[3]], "ratio π_ref/π overflows"),
+        (lambda x: [x[0] + 1e4, *x[1:]], "ratio π/π_old overflows"),
+    ],
+)
+def test_grpo_names_what_does_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        grpo_loss(*change(list(draw(4, 3, 4))))
+
+
+@pytest.mark.parametrize("name", ["beta", "clip_eps"])
+def test_grpo_wants_a_weight_and_a_range_above_zero(name):
+    with pytest.raises(ValueError, match=f"{name}: want a number > 0"):
+        grpo_loss(*draw(4, 3, 4), **{name: 0.0})
+
+
+def test_grpo_refuses_an_empty_mask():
+    with pytest.raises(ValueError, match="mask: empty"):
+        grpo_loss(*draw(4, 3, 4), torch.zeros(3, 4))
 
 
 # --- value loss ---------------------------------------------------------------

@@ -56,7 +56,12 @@ FLOORS = {
     rollouts
     human_pairs
     """,
-    3: "training gpt2 reward_models",
+    3: """
+    training
+    offline_training
+    gpt2
+    reward_models
+    """,
     4: "plots tables sliders grading labelling",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -363,7 +368,9 @@ def metric_names(path):
                 yield key.value
 
 
-@pytest.mark.parametrize("name", ["training.py", "gpt2/evaluation.py"])
+@pytest.mark.parametrize(
+    "name", ["training.py", "offline_training.py", "gpt2/evaluation.py"]
+)
 def test_the_glossary_has_every_metric(name):
     glossary = README.split("## The metrics")[1].split("\n## ")[0]
     no_metrics = {"lr", "initial_lr"}  # of the optimizer; the rest, of samples.json

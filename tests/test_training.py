@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_mini import exact, seeding, training
-from rlhf_mini.advantages import gae, leave_one_out
-from rlhf_mini.annotators import BradleyTerryAnnotator
+from rlhf_mini import exact, exact_trees, seeding, training
+from rlhf_mini.advantages import gae, group_normalized, leave_one_out
 from rlhf_mini.gpt2.pipeline import FixedKL
 from rlhf_mini.kl import AdaptiveKL, shape_rewards
 from rlhf_mini.logprobs import sequence_sum
-from rlhf_mini.losses import reinforce_loss
+from rlhf_mini.losses import grpo_loss, ppo_clip_loss, reinforce_loss
 from rlhf_mini.masking import masked_whiten
 from rlhf_mini.policies import SequenceCritic, SequencePolicy
 from rlhf_mini.rollouts import collect
 from rlhf_mini.training import (
     PPOSettings,
-    dpo_step,
+    grpo_k1_step,
+    grpo_step,
     linear_decay,
     ppo_step,
-    reward_model_step,
+    reinforce_step,
     rloo_step,
 )
 
@@ -41,6 +41,7 @@ def normal(*shape, seed=0):
 
 # one reward per state and answer
 REWARDS = 0.8 * normal(2, V**T, seed=1)
+REWARD_TREE = exact_trees.final_rewards(REWARDS, V)  # paid by the last token
 
 
 def make_policy(seed=2):
@@ -158,51 +159,6 @@ def test_the_run_ends_within_one_percent_of_the_optimum(run, n):
     assert left <= 0.01 * attainable, (left, attainable)
 
 
-def all_pairs():
-    """Every state with every ordered pair of different answers, [M]."""
-    n = V**T
-    s, i, j = torch.meshgrid(STATES, torch.arange(n), torch.arange(n), indexing="ij")
-    keep = i != j
-    return s[keep], i[keep], j[keep]
-
-
-def test_dpo_on_bradley_terry_labels_approaches_the_optimum():
-    # as many labels of each pair as its chance says: P(i ≻ j) = σ(r_i − r_j)
-    reference, generator = make_reference(), seeding.make(0)
-    states, i, j = (x.repeat(2) for x in all_pairs())
-    annotator = BradleyTerryAnnotator(slope=1.0)
-    policy = make_policy()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)
-    ref = law(reference)
-    every = torch.ones(len(i), T).bool()
-    for step in range(300):
-        linear_decay(optimizer, step, 300)
-        choice = annotator.choose(
-            torch.stack([REWARDS[states, i], REWARDS[states, j]], -1), generator
-        )
-        won, lost = torch.where(choice == 0, i, j), torch.where(choice == 0, j, i)
-        chosen, rejected = ((ANSWERS[y], every, ref[states, y]) for y in (won, lost))
-        dpo_step(policy, states, chosen, rejected, optimizer, BETA, UNCLIPPED)
-    left, attainable = gaps(policy)
-    assert left <= 0.01 * attainable, (left, attainable)
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_a_reward_model_recovers_the_differences_of_scores(k):
-    generator = seeding.make(0)
-    true = REWARDS[0] - REWARDS[0].mean()
-    scores = nn.Parameter(torch.zeros_like(true))
-    optimizer = torch.optim.Adam([scores], lr=0.1)
-    annotator = BradleyTerryAnnotator(slope=1.0)
-    for step in range(300):
-        linear_decay(optimizer, step, 300)
-        slate = torch.rand(512, len(true), generator=generator).argsort(-1)[:, :k]
-        choice = annotator.choose(true[slate], generator)
-        reward_model_step(scores[slate], choice, optimizer, PPOSettings())
-    found = scores.detach() - scores.detach().mean()  # the constant is free
-    assert (found - true).abs().max().item() < 0.15
-
-
 # --- gradients ----------------------------------------------------------------
 
 
@@ -269,29 +225,27 @@ def listed_groups(policy, state):
     return i, j, p[i] * p[j]
 
 
+class Recorded:
+    """Gives answers that are set down instead of sampling some."""
+
+    def __init__(self, policy, tokens):
+        self.policy, self.tokens, self.logp = policy, tokens, policy.logp
+
+    def sample(self, prompts, generator):
+        found = self.policy.sample(prompts, generator)
+        token_logp = self.policy.logp(prompts, self.tokens).detach()
+        return replace(found, tokens=self.tokens, logp=token_logp)
+
+
 def test_the_expected_rloo_gradient_is_the_exact_gradient():
     # rloo_step on each of the 81 possible groups of two, weighted by its chance
     policy, total = make_policy(seed=5), 0.0
     logp = law(policy).detach()
 
-    class Recorded:
-        """Returns a given group instead of sampling one."""
-
-        def __init__(self, state, rows):
-            self.state, self.rows = state, rows
-
-        def sample(self, prompts, generator):
-            found = policy.sample(prompts, generator)
-            tokens = ANSWERS[self.rows]
-            token_logp = policy.logp(prompts, tokens).detach()
-            return replace(found, tokens=tokens, logp=token_logp)
-
-        logp = staticmethod(policy.logp)
-
     for state in STATES:
         for i, j, chance in zip(*listed_groups(policy, state), strict=True):
             optimizer = Still(policy.parameters())
-            group = Recorded(state, torch.stack([i, j]))
+            group = Recorded(policy, ANSWERS[torch.stack([i, j])])
             rloo_step(
                 group, make_reference(), score, state[None], optimizer, BETA, 2,
                 UNCLIPPED, seeding.make(0),
@@ -299,6 +253,148 @@ def test_the_expected_rloo_gradient_is_the_exact_gradient():
             total = total - chance * optimizer.seen[0][0] / len(STATES)
     assert torch.equal(law(policy).detach(), logp)  # Still moved nothing
     torch.testing.assert_close(total, exact_gradient(policy), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 1.7], ids=["none", "a number"])
+def test_the_expected_reinforce_gradient_is_the_exact_gradient(baseline):
+    policy, total = make_policy(seed=5), 0.0
+    chance = law(policy).detach().exp()
+    for state in STATES:
+        for i in range(V**T):
+            optimizer = Still(policy.parameters())
+            answer = Recorded(policy, ANSWERS[[i, i]])
+            reinforce_step(
+                answer, make_reference(), score, state.repeat(2), optimizer, BETA,
+                UNCLIPPED, seeding.make(0), baseline=baseline,
+            )  # fmt: skip
+            total = total - chance[state, i] * optimizer.seen[0][0] / len(STATES)
+    torch.testing.assert_close(total, exact_gradient(policy), rtol=0, atol=1e-10)
+
+
+GROUPS = {"reinforce": reinforce_step, "rloo": rloo_step, "grpo_k1": grpo_k1_step}
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo_k1", "baseline", "reinforce"])
+def test_at_the_optimum_only_reinforce_without_baseline_is_noisy(method):
+    # every penalised reward of a prompt is β log Z there
+    star = make_policy()
+    tree = exact_trees.soft_policy(make_reference().tree(), REWARD_TREE, BETA)
+    star.logits.data = tree.clone()
+    log_z = BETA * exact.log_partition(law(make_reference()), REWARDS, BETA)
+    optimizer, prompts = Still(star.parameters()), STATES.repeat(8)
+    head = star, make_reference(), score, prompts, optimizer, BETA
+    if method in ("rloo", "grpo_k1"):
+        GROUPS[method](*head, 4, ONCE, seeding.make(0))
+    else:
+        b = log_z[prompts] if method == "baseline" else 0.0
+        reinforce_step(*head, ONCE, seeding.make(0), baseline=b)
+    size = optimizer.seen[0][0].abs().max()
+    assert size > 0.01 if method == "reinforce" else size < 1e-10
+
+
+def one_group_update(step, settings=ONCE, group=4):
+    """(optimizer, rollout, row, policy) of one iteration from fixed seeds."""
+    policy = make_policy(seed=5)  # not the reference: the KL counts
+    optimizer, prompts = Still(policy.parameters()), torch.tensor([1, 0, 1])
+    row = step(
+        policy, make_reference(), score, prompts, optimizer, BETA, group, settings,
+        seeding.make(3),
+    )  # fmt: skip
+    asked = prompts.repeat_interleave(group)
+    batch = collect(
+        policy, asked, seeding.make(3), reference=make_reference(), score=score
+    )
+    return optimizer, batch, row, policy
+
+
+def by_group(x, group=4):
+    """Minus the mean and over the std of its own group, by a loop, [B, T]."""
+    rows = [
+        (g - g.mean()) / (g.square().mean() - g.mean() ** 2).sqrt().add(1e-4)
+        for g in x.view(-1, group)
+    ]
+    return torch.cat(rows)[:, None].expand(-1, T)
+
+
+def test_grpo_normalises_the_score_alone_and_puts_k3_into_the_loss():
+    optimizer, batch, row, policy = one_group_update(grpo_step)
+    logp = policy.logp(batch.prompts, batch.tokens)
+    d = batch.ref_logp - logp
+    k3 = d.exp() - 1 - d
+    loss = (-by_group(batch.scores) * (logp - logp.detach()).exp() + BETA * k3).mean()
+    (want,) = torch.autograd.grad(loss, policy.logits)
+    torch.testing.assert_close(optimizer.seen[0][0], want, rtol=0, atol=1e-12)
+    assert row["policy_loss"] == pytest.approx(loss.item())
+
+
+def test_grpo_with_k1_normalises_the_penalised_reward():
+    optimizer, batch, row, policy = one_group_update(grpo_k1_step)
+    penalised = batch.scores - BETA * (batch.logp - batch.ref_logp).sum(-1)
+    logp = policy.logp(batch.prompts, batch.tokens)
+    loss = -(by_group(penalised) * (logp - logp.detach()).exp()).mean()
+    (want,) = torch.autograd.grad(loss, policy.logits)
+    torch.testing.assert_close(optimizer.seen[0][0], want, rtol=0, atol=1e-12)
+    assert row["score"] == pytest.approx(batch.scores.mean().item())
+
+
+@pytest.mark.parametrize("step", [grpo_step, grpo_k1_step])
+def test_a_group_method_goes_over_its_rollout_as_often_as_told(step):
+    settings = replace(UNCLIPPED, epochs=3, minibatches=2)
+    optimizer, batch, row, _ = one_group_update(step, settings)
+    assert len(optimizer.seen) == 6
+    assert row["first_ratio_error"] == 0 and row["clipfrac"] == 0  # Still moves nothing
+    want = {"score", "kl_to_ref", "objective", "policy_loss", "approx_kl", "clipfrac"}
+    assert want <= set(row)
+
+
+@pytest.mark.parametrize("step", [grpo_step, grpo_k1_step])
+def test_a_later_epoch_is_clipped_around_the_policy_that_sampled(step):
+    policy = make_policy(seed=5)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=5.0)
+    prompts, settings = STATES.repeat(4), replace(UNCLIPPED, epochs=2, minibatches=1)
+    step(
+        policy, make_reference(), score, prompts, optimizer, BETA, 4, settings,
+        seeding.make(3),
+    )  # fmt: skip
+    # the same by hand: two steps on the same rows with the same old log-probs
+    other = make_policy(seed=5)
+    batch = collect(
+        other, prompts.repeat_interleave(4), seeding.make(3),
+        reference=make_reference(), score=score,
+    )  # fmt: skip
+    penalised = batch.scores - BETA * batch.kl_to_ref()
+    for _ in range(2):
+        logp = other.logp(batch.prompts, batch.tokens)
+        if step is grpo_step:
+            a = group_normalized(batch.scores.view(-1, 4)).view(-1, 1).expand(-1, T)
+            loss = grpo_loss(logp, batch.logp, batch.ref_logp, a, None, BETA)
+        else:
+            a = group_normalized(penalised.view(-1, 4)).view(-1, 1).expand(-1, T)
+            loss = ppo_clip_loss(logp, batch.logp, a)
+        (gradient,) = torch.autograd.grad(loss, other.logits)
+        other.logits.data -= 5.0 * gradient
+    torch.testing.assert_close(policy.logits, other.logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("step", [rloo_step, grpo_step, grpo_k1_step])
+@pytest.mark.parametrize("norm", [math.inf, 0.01])
+def test_copies_of_a_run_are_independent_if_nothing_is_clipped(step, norm):
+    # state 1 plays the part of another seed: its rewards vanish
+    ends = []
+    for factor in (1.0, 0.0):
+        policy = make_policy()
+        scale = torch.tensor([1.0, factor], dtype=torch.float64)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+        settings = PPOSettings(max_grad_norm=norm, epochs=2, minibatches=1)
+        for i in range(3):
+            step(
+                policy, make_reference(), lambda r, s=scale: score(r) * s[r.prompts],
+                STATES.repeat_interleave(2), optimizer, BETA, 4, settings,
+                seeding.make(i),
+            )  # fmt: skip
+        ends.append(policy.logits.detach()[0])
+    moved = (ends[0] - ends[1]).abs().max().item()
+    assert moved < 1e-12 if norm == math.inf else moved > 1e-4
 
 
 def test_rloo_takes_the_baseline_from_the_other_answers_to_the_same_prompt():
@@ -325,51 +421,6 @@ def test_rloo_takes_the_baseline_from_the_other_answers_to_the_same_prompt():
     logp = sequence_sum(policy.logp(batch.prompts, batch.tokens), None)
     (want,) = torch.autograd.grad(-(by_hand * logp).mean(), policy.logits)
     torch.testing.assert_close(optimizer.seen[0][0], want, rtol=0, atol=1e-12)
-
-
-def test_the_first_dpo_update_is_ln_two_and_pulls_the_two_answers_apart():
-    policy, reference = make_policy(), make_reference()
-    optimizer, ref, every = Still(policy.parameters()), law(reference), torch.ones(1, T)
-    chosen = (ANSWERS[4:5], every.bool(), ref[0, 4:5])
-    rejected = (ANSWERS[7:8], every.bool(), ref[0, 7:8])
-    row = dpo_step(policy, STATES[:1], chosen, rejected, optimizer, BETA, UNCLIPPED)
-    assert row["dpo_loss"] == pytest.approx(math.log(2), abs=1e-12)
-    assert row["margin"] == pytest.approx(0, abs=1e-12)
-    assert row["chosen_logp"] == pytest.approx(ref[0, 4].item())
-    assert row["rejected_logp"] == pytest.approx(ref[0, 7].item())
-    # ∇ = −β σ(0) (∇ log π(y_w) − ∇ log π(y_l))
-    h = law(policy)[0, 4] - law(policy)[0, 7]
-    (want,) = torch.autograd.grad(-BETA * h / 2, policy.logits)
-    torch.testing.assert_close(optimizer.seen[0][0], want, rtol=0, atol=1e-12)
-
-
-def test_dpo_with_a_larger_beta_stays_closer_to_the_reference():
-    kl, ref = [], law(make_reference())
-    for beta in (0.1, 0.5, 2.0):
-        policy = make_policy()
-        optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)
-        states, i, j = all_pairs()
-        won = torch.where(REWARDS[states, i] > REWARDS[states, j], i, j)
-        lost = torch.where(won == i, j, i)
-        every = torch.ones(len(i), T).bool()
-        for _ in range(40):
-            dpo_step(
-                policy, states, (ANSWERS[won], every, ref[states, won]),
-                (ANSWERS[lost], every, ref[states, lost]), optimizer, beta, UNCLIPPED,
-            )  # fmt: skip
-        kl.append((law(policy).exp() * (law(policy) - ref)).sum().item())
-    assert kl[0] > kl[1] > kl[2]
-
-
-def test_a_reward_model_step_descends_the_cross_entropy_of_the_choice():
-    scores = nn.Parameter(torch.tensor([[0.5, -1.0, 0.2], [0.0, 2.0, 0.3]]))
-    choice, optimizer = torch.tensor([0, 2]), Still([scores])
-    row = reward_model_step(scores * 1, choice, optimizer, UNCLIPPED)
-    want = nn.functional.cross_entropy(scores, choice)
-    assert row["loss"] == pytest.approx(want.item())
-    assert row["accuracy"] == 0.5
-    (gradient,) = torch.autograd.grad(want, scores)
-    torch.testing.assert_close(optimizer.seen[0][0], gradient)
 
 
 # --- what a step reports ------------------------------------------------------
@@ -474,7 +525,7 @@ def test_actor_and_critic_are_clipped_apart():
     loss = (
         torch.tensor([30.0, 40.0]) * actor + torch.tensor([0.3, 0.4]) * critic
     ).sum()
-    training._descend(loss, optimizer, PPOSettings(max_grad_norm=1.0))
+    training.descend(loss, optimizer, PPOSettings(max_grad_norm=1.0))
     torch.testing.assert_close(actor.data, torch.tensor([-0.6, -0.8]))
     torch.testing.assert_close(critic.data, torch.tensor([-0.3, -0.4]))
 
@@ -483,7 +534,7 @@ def test_the_gradient_of_the_last_update_is_forgotten():
     x = nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.SGD([x], lr=0.1)
     for _ in range(2):
-        training._descend((0.5 * x).sum(), optimizer, PPOSettings())
+        training.descend((0.5 * x).sum(), optimizer, PPOSettings())
     assert x.item() == pytest.approx(0.9)
 
 
@@ -501,8 +552,16 @@ def test_a_loss_that_is_not_finite_raises_and_changes_no_parameter(loss, message
     x = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = torch.optim.Adam([x], lr=0.1)
     with pytest.raises(ValueError, match=message):
-        training._descend(loss(x), optimizer, PPOSettings())
+        training.descend(loss(x), optimizer, PPOSettings())
     assert x.tolist() == [1.0, 2.0]
+
+
+def test_a_norm_of_infinity_clips_nothing():
+    x = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([x], lr=1.0)
+    loss = (torch.tensor([3e6, 4e6]) * x).sum()
+    training.descend(loss, optimizer, PPOSettings(max_grad_norm=math.inf))
+    assert x.tolist() == [-3e6, -4e6]
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo"])
@@ -545,7 +604,7 @@ def test_a_group_of_one_has_nobody_to_be_compared_with():
     [
         ("gamma", 1.1), ("gamma", -0.1), ("lam", 2.0), ("clip_eps", 0.0),
         ("value_clip", -1.0), ("epochs", 0), ("minibatches", 0),
-        ("max_grad_norm", math.nan),
+        ("max_grad_norm", math.nan), ("max_grad_norm", 0.0),
     ],
 )  # fmt: skip
 def test_an_impossible_setting_is_named(name, value):

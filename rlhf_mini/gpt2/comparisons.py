@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..annotators import BradleyTerryAnnotator
+from ..offline_training import reward_model_step
 from ..rollouts import collect, concatenate
-from ..training import PPOSettings, linear_decay, reward_model_step
+from ..training import PPOSettings, linear_decay
 from .models import TokenScorer
 
 

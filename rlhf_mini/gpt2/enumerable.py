@@ -16,9 +16,10 @@ from .. import exact
 from ..annotators import BradleyTerryAnnotator
 from ..checks import check_positive
 from ..logprobs import token_logp
+from ..offline_training import dpo_step
 from ..policies import CausalLMPolicy
 from ..rollouts import Rollout
-from ..training import PPOSettings, dpo_step, linear_decay, ppo_step, rloo_step
+from ..training import PPOSettings, linear_decay, ppo_step, rloo_step
 from .models import TokenScorer, load_policy
 from .pipeline import FixedKL, adam, passes
 from .world import World

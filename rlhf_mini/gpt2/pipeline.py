@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from .. import seeding
 from ..kl import AdaptiveKL
+from ..offline_training import dpo_step
 from ..policies import CausalLMPolicy
 from ..rollouts import collect
-from ..training import dpo_step, linear_decay, ppo_step, rloo_step
+from ..training import linear_decay, ppo_step, rloo_step
 from . import checkpoints
 from .comparisons import Comparisons, compare, fit_reward_model
 from .models import TokenScorer, freeze
