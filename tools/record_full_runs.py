@@ -26,25 +26,26 @@ from rlhf_mini.gpt2.recorded import RECORD, frontier
 from rlhf_mini.gpt2.settings import Settings
 from rlhf_mini.gpt2.world import build_world
 
-LEASH = {"method": "ppo", "steps": 24, "target_kl": 8.0}
+LEASH = {"method": "ppo", "steps": 40, "beta": 0.2, "target_kl": 7.5}
 # the most urgent first: a recording that is cut short is still worth something
 JOBS = {
     "ppo": LEASH,
     # the KL that best-of-16 has at most: log 16 − 15/16
     "ppo at the KL of best-of-16": {
-        "method": "ppo", "steps": 32, "lr": 3e-5, "beta": 0.35, "target_kl": 1.835,
+        "method": "ppo", "steps": 60, "beta": 0.35, "target_kl": 1.835,
+        "horizon": 512.0,
     },
     "best-of-n": {"method": "best-of-n", "best_of": 16, "eval_prompts": 256},
-    "dpo": {"method": "dpo", "lr": 5e-5, "steps": 160},
     "rloo": {"method": "rloo", "steps": 24},
-    "ppo without a leash": {"method": "ppo", "steps": 20, "beta": 0.005},
+    "ppo without a leash": {"method": "ppo", "steps": 24, "beta": 0.005},
     # what the reward model's errors cost: none of them, and many more
     "ppo on gold": LEASH | {"reward": "gold"},
     "ppo, 1,024 comparisons": LEASH | {"comparisons": 1024},
+    "dpo": {"method": "dpo", "lr": 5e-5, "batch": 64, "steps": 160},
 }  # fmt: skip
 CURVE = "reward model"
-ORDER = [*list(JOBS)[:6], CURVE, *list(JOBS)[6:]]
-SIZES = [1024]  # comparisons of the reward model's learning curve, and all
+ORDER = [*list(JOBS)[:5], CURVE, *list(JOBS)[5:]]
+SIZES = [1024, 4096]  # comparisons of the reward model's learning curve, and all
 CURVES = (
     "kl_to_ref", "score", "gold", "positive_reviews", "positive_ratings", "entropy",
     "clipfrac", "approx_kl", "explained_variance", "distinct_2", "beta",
