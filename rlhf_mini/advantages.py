@@ -2,7 +2,8 @@
 
 Per token from rewards and a critic (`reward_to_go`, `gae`), or per answer from the
 other answers to the same prompt (`leave_one_out`, `group_centered`,
-`group_normalized`). All results are constants of the loss and carry no gradient.
+`group_normalized`, `batch_normalized`). All results are constants of the loss and
+carry no gradient.
 Time counts unmasked tokens only: pads on the left, on the right, and a masked gap (a
 tool's output between two turns) are stepped over, neither discounted nor bootstrapped.
 """
@@ -199,3 +200,32 @@ def group_normalized(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     size = rewards.abs().amax(-1, keepdim=True)
     rounding = 4 * torch.finfo(rewards.dtype).eps * size
     return (centered / (std + eps)).masked_fill((high - low) <= rounding, 0).detach()
+
+
+def batch_normalized(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+    """Reward minus its group's mean, over one standard deviation for the whole batch.
+
+    Aᵢ = (rᵢ − mean r)/(σ + ε),  σ² = mean over the batch of (r − mean r)²
+    All prompts are divided by one number, so their weights stay (almost) equal. It is
+    still a step whose size grows as the batch gets solved and σ goes to 0.
+
+    Args:
+      rewards: [N, G], N prompts with G answers each, reward units.
+      eps: ε in reward units, > 0.
+
+    Returns:
+      Advantages, [N, G], unitless, detached; groups of equal rewards give exactly 0.
+
+    Raises:
+      ValueError: not two axes, G < 2, an entry is not finite, or eps ≤ 0.
+
+    Source: Hu et al. (2025), "REINFORCE++", arXiv 2501.03262, the variant with
+    baseline. TRL's scale_rewards="batch" takes the std of the rewards themselves,
+    which holds the differences between prompts too.
+
+    >>> batch_normalized(torch.tensor([[0.0, 2.0], [5.0, 7.0]]), eps=1.0).tolist()
+    [[-0.5, 0.5], [-0.5, 0.5]]
+    """
+    check_positive(eps=eps)
+    centered = group_centered(rewards)
+    return centered / (centered.square().mean().sqrt() + eps)

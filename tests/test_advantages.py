@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_mini.advantages import (
+    batch_normalized,
     gae,
     group_centered,
     group_normalized,
@@ -21,7 +22,7 @@ NAN, INF = math.nan, math.inf
 MASK = torch.tensor(
     [[1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]]
 )
-GROUP = [leave_one_out, group_centered, group_normalized]
+GROUP = [leave_one_out, group_centered, group_normalized, batch_normalized]
 
 
 def close(found, expected, atol=1e-10):
@@ -468,6 +469,30 @@ def test_group_normalized_reweights_a_binary_prompt_by_the_known_factor(size):
 def test_group_normalized_turns_the_gradient_when_rewards_are_not_binary():
     estimate, truth = expected_group_gradient(normalized, REWARDS, 4)
     assert torch.cosine_similarity(estimate, truth, dim=0) < 0.99
+
+
+def test_batch_normalized_divides_by_one_deviation_for_all_groups():
+    rewards = torch.tensor([[0.0, 1.0, 2.0], [7.0, 7.0, 1.0]], dtype=torch.float64)
+    centered = torch.tensor([[-1.0, 0.0, 1.0], [2.0, 2.0, -4.0]], dtype=torch.float64)
+    expected = centered / (math.sqrt(26 / 6) + 0.5)
+    close(batch_normalized(rewards, eps=0.5), expected)
+
+
+def test_batch_normalized_does_not_see_what_is_added_to_all_rewards_of_a_prompt():
+    rewards = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 1.0]], dtype=torch.float64)
+    offset = torch.tensor([[-8.0], [4.0]], dtype=torch.float64)
+    close(batch_normalized(rewards + offset), batch_normalized(rewards))
+
+
+def test_batch_normalized_with_one_group_is_group_normalized():
+    rewards = torch.tensor([[0.0, 1.0, 5.0]], dtype=torch.float64)
+    close(batch_normalized(rewards, 0.1), group_normalized(rewards, 0.1))
+
+
+@pytest.mark.parametrize("function", [group_normalized, batch_normalized])
+def test_an_eps_that_is_not_finite_raises(function):
+    with pytest.raises(ValueError, match="eps: want a number > 0"):
+        function(torch.zeros(1, 2), eps=0.0)
 
 
 @pytest.mark.parametrize("function", GROUP)

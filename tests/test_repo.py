@@ -44,6 +44,8 @@ FLOORS = {
     penalties
     baselines
     bandit_flows
+    group_expectations
+    k3_fixed_points
     """,
     2: """
     seeding
