@@ -46,6 +46,7 @@ FLOORS = {
     bandit_flows
     group_expectations
     k3_fixed_points
+    surrogates
     """,
     2: """
     seeding
