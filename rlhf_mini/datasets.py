@@ -21,6 +21,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -247,6 +248,38 @@ def clean(text: str) -> str:
     text = re.sub(r"\s*<br\s*/?>\s*", "\n", text)
     text = re.sub(r"[ \t\r\f\v\xa0\x85]+", " ", text)
     return re.sub(r" ?\n[ \n]*", "\n", text).strip()
+
+
+def quotes(texts: Sequence[str], sentences: Sequence[str], shortest: int = 4):
+    """Which of the texts hold one of the sentences word for word: [bool], one a text.
+
+    Case and all that is neither letter nor digit are not looked at. Sentences of fewer
+    than `shortest` words are passed over: everybody says "a funny movie".
+
+    Raises:
+      ValueError: shortest < 1.
+
+    >>> quotes(["So I say: DON'T waste your money!"], ["Don't waste your money."])
+    [True]
+    """
+    if shortest < 1:
+        raise ValueError(f"shortest: want ≥ 1 word, found {shortest}")
+    split = lambda text: re.findall(r"\w+", text.lower())  # noqa: E731
+    begins: dict[tuple, list[list[str]]] = {}  # first words: whole sentences
+    for words in map(split, sentences):
+        if len(words) >= shortest:
+            begins.setdefault(tuple(words[:shortest]), []).append(words)
+    found = []
+    for words in map(split, texts):
+        starts = zip(*(words[k:] for k in range(shortest)), strict=False)
+        found.append(
+            any(
+                words[i : i + len(known)] == known
+                for i, start in enumerate(starts)
+                for known in begins.get(start, ())
+            )
+        )
+    return found
 
 
 def text_hash(text: str) -> str:

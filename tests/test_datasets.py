@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import random
 import subprocess
 import zipfile
 from collections import Counter
@@ -10,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from rlhf_mini import datasets
-from rlhf_mini.datasets import Package, clean, parse_ratings, part_of, text_hash
+from rlhf_mini.datasets import (
+    Package,
+    clean,
+    parse_ratings,
+    part_of,
+    quotes,
+    text_hash,
+)
 
 CONTENT = b"the whole file"
 SMALL = Package(
@@ -150,6 +158,53 @@ def test_part_edges():
     digits |= {"e8f5c28e": "gold", "e8f5c290": "judge", "ffffffff": "prompts"}
     for tail, part in digits.items():
         assert part_of("0" * 56 + tail) == part
+
+
+# --- quotes
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("They said: a waste, of TIME!", True),
+        ("a waste of time", True),
+        ("a waste of times", False),
+        ("a waste of good time", False),
+        ("time of waste a", False),
+        ("a waste of", False),
+        ("so a waste of a waste of time", True),  # a false start before it
+        ("", False),
+    ],
+)
+def test_a_quote_is_a_run_of_the_same_words(text, quoted):
+    assert quotes([text], ["A waste of time."]) == [quoted]
+
+
+def test_quotes_agree_with_a_search_in_plain_text():
+    words = ["a", "b", "c"]
+    rng = random.Random(0)
+    draw = lambda n: " ".join(rng.choice(words) for _ in range(n))  # noqa: E731
+    texts = [draw(12) for _ in range(200)]
+    sentences = [draw(n) for n in (4, 5, 6, 7)]
+    plain = [any(f" {s} " in f" {t} " for s in sentences) for t in texts]
+    assert quotes(texts, sentences) == plain
+    assert 20 < sum(plain) < 180
+
+
+def test_short_sentences_are_no_quotes_unless_asked_for():
+    texts, sentences = ["What a funny movie it is"], ["A funny movie."]
+    assert quotes(texts, sentences) == [False]
+    assert quotes(texts, sentences, shortest=3) == [True]
+
+
+def test_sentences_that_begin_alike_are_both_found():
+    sentences = ["it is not a good film", "it is not a bad one"]
+    assert quotes([f"I say {s} at all" for s in sentences], sentences) == [True, True]
+
+
+def test_a_quote_has_at_least_a_word():
+    with pytest.raises(ValueError, match="shortest: .*found 0"):
+        quotes(["a"], ["a"], shortest=0)
 
 
 # --- a small wheel, to the last row

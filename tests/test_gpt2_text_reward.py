@@ -196,6 +196,22 @@ def test_without_reading_the_fit_is_another_one(model_folder, tokenizer, rows, s
     assert found[1] < found[0]  # it still predicts the sentences better
 
 
+def test_sixteen_bits_give_nearly_the_same_fit_and_weights_of_thirty_two(
+    model_folder, tokenizer, rows, start
+):
+    fits = []
+    for bfloat16 in (False, True):
+        s = TokenScorer.from_language_model(model_folder, tokenizer, seeding.make(3))
+        settings = HeadSettings(steps=5, batch=8, dropout=0.0, bfloat16=bfloat16)
+        losses = fit_reward_head(
+            s, rows, rating_shares(RATINGS), start, settings, seeding.make(0)
+        )
+        assert {p.dtype for p in s.parameters()} == {torch.float32}
+        fits.append(torch.tensor(losses))
+    torch.testing.assert_close(fits[0], fits[1], atol=0.05, rtol=0)
+    assert not torch.equal(fits[0], fits[1])
+
+
 def test_a_loss_that_is_not_finite_raises(scorer, rows, start):
     scorer.model.score.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="nan"):

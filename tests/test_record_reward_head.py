@@ -7,6 +7,7 @@ import record_reward_head as tool
 import torch
 
 from rlhf_mini import seeding
+from rlhf_mini.datasets import RatedText, Review
 from rlhf_mini.gpt2.models import TokenScorer
 from rlhf_mini.human_pairs import pair_accuracy, rating_shares, split_by_sentence
 
@@ -36,12 +37,13 @@ def small(monkeypatch, model_folder, tokenizer):
     monkeypatch.setattr(tool, "SHIPPED", model_folder)
     monkeypatch.setattr(tool, "load_tokenizer", lambda _: tokenizer)
     monkeypatch.setattr(tool, "TEST", 30)
-    monkeypatch.setattr(tool, "PASSAGES", 64)
+    reviews = tool.HeadSettings(steps=4, batch=16)
+    monkeypatch.setattr(tool, "SETTINGS", {"reviews": reviews})
     monkeypatch.setattr(tool, "CURVE", [1])
     monkeypatch.setattr(tool, "Texts", lambda domain: Sentences(len(domain)))
     labels = torch.nn.functional.one_hot(torch.arange(64) % 2, 2).double()
     texts = [("a good film", "a bad film")[i % 2] for i in range(64)]
-    monkeypatch.setattr(tool, "passages_of_reviews", lambda count: (texts, labels))
+    monkeypatch.setattr(tool, "passages_of_reviews", lambda: (texts, labels))
     linear = tool.fit_linear_reward  # slates that fit ninety sentences
     monkeypatch.setattr(
         tool, "fit_linear_reward", lambda *a, **k: linear(*a, slate=16, **k)
@@ -53,7 +55,7 @@ def arguments(out, **changes):
     return type("Arguments", (), given | changes)
 
 
-QUICK = tool.HeadSettings(steps=2, batch=8)
+QUICK = {k: tool.HeadSettings(steps=2, batch=8) for k in ("plain", "reviewed")}
 
 
 @pytest.fixture
@@ -80,7 +82,9 @@ def test_the_record_can_be_computed_again_from_its_scores(recorded):
 
 def test_the_record_says_what_was_run(recorded):
     table = tool.gather(recorded)
-    assert table["settings"] == vars(QUICK) and table["model"] == tool.sha256()
+    kinds = {k: vars(s) for k, s in (QUICK | tool.SETTINGS).items()}
+    assert table["settings"] == kinds and table["model"] == tool.sha256()
+    assert table["passages"] == 64 and table["review_minutes"] > 0
     assert [r["seed"] for r in table["seeds"]] == [0, 1]
     assert [c["steps"] for c in table["seeds"][0]["plain"]["curves"][0]] == [1, 2]
     assert all(m > 0 for r in table["seeds"] for m in r["plain"]["minutes"])
@@ -103,9 +107,35 @@ def test_heads_of_other_weights_are_fitted_anew_and_not_gathered(recorded):
     file = recorded / "seed0" / "head0.json"
     other = json.loads(file.read_text()) | {"model": "of yesterday"}
     file.write_text(json.dumps(other))
-    assert [r["seed"] for r in tool.gather(recorded)["seeds"]] == [1]
+    kinds = [set(r) & {"plain", "reviewed"} for r in tool.gather(recorded)["seeds"]]
+    assert kinds == [{"reviewed"}, {"plain", "reviewed"}]
     tool.record(arguments(recorded), QUICK)
     assert json.loads(file.read_text())["model"] == tool.sha256()
+
+
+def test_a_split_without_any_head_is_not_gathered(recorded):
+    for file in (recorded / "seed1").iterdir():
+        file.unlink()
+    assert [r["seed"] for r in tool.gather(recorded)["seeds"]] == [0]
+
+
+def test_the_ends_of_reviews_quote_no_rated_sentence(monkeypatch):
+    long = " ".join(["word"] * 40)
+    reviews = [
+        Review(f"{long} and I loved every minute of it", 1, "imdb"),
+        Review(f"Not a film that I liked: {long}", 0, "imdb"),
+        Review("What a waste of time this was!", 0, "imdb"),
+    ]
+    rated = {"movieReview": "A waste of time.", "amazonReview": "Loved it a lot."}
+    monkeypatch.setattr(tool, "load_reviews", lambda part: reviews)
+    monkeypatch.setattr(
+        tool, "load_ratings", lambda domain: [RatedText(rated[domain], (1,))]
+    )
+    texts, shares = tool.passages_of_reviews()
+    by_text = dict(zip(texts, shares.tolist(), strict=True))
+    assert len(texts) == 2 and all(len(t.split()) == 25 for t in texts)
+    assert [by_text[t] for t in texts if "loved" in t] == [[0, 1]]
+    assert [by_text[t] for t in texts if "loved" not in t] == [[1, 0]]
 
 
 def test_a_killed_recording_leaves_no_half_file(small, tmp_path, monkeypatch):

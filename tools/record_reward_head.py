@@ -9,10 +9,13 @@ sentences and the product reviews. Then data/reward_models/full_run.json is writ
 with the scores themselves, so that a reader can compute whatever they like from them.
 
 Two kinds of head: "plain" goes from the pretrained weights to human preferences at
-once; "reviewed" first learns to tell passages of positive from passages of negative
+once; "reviewed" first learns to tell the last words of positive from those of negative
 IMDB reviews, of the part that the model was pretrained on (its text, not its labels).
-No rated sentence is in there. What is finished is not fitted again, so a killed
-recording goes on; --gather only writes the file. No text is written.
+Ends that hold a rated sentence word for word are left out of that, and so are those that
+hold a grade, such as 8/10. What is finished is not fitted again, so a killed recording goes on; --gather only writes the file. No
+text is written.
+
+Minutes are CPU minutes on one thread: they do not grow when the machine is busy.
 
 Settings may be compared on the development sentences, which are in no test set:
 --development fits without them, prints the accuracy on them, and writes nothing.
@@ -31,9 +34,8 @@ from pathlib import Path
 import torch
 
 from rlhf_mini import seeding
-from rlhf_mini.datasets import load_ratings, load_reviews
+from rlhf_mini.datasets import load_ratings, load_reviews, quotes
 from rlhf_mini.gpt2.models import SHIPPED, TokenScorer, load_tokenizer
-from rlhf_mini.gpt2.reviews import passages
 from rlhf_mini.gpt2.text_reward import (
     HeadSettings,
     encode,
@@ -54,9 +56,17 @@ from rlhf_mini.reward_models import WordFeatures, fit_linear_reward, vader_score
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "data" / "reward_models" / "full_run.json"
 TEST = 2500  # held-out sentences of each split
-CURVE = [20, 50, 100, 200, 400, 700, 1000, 1500, 2000]  # steps
-PASSAGES = 16_000  # of reviews
+CURVE = [25, 50, 100, 200]  # steps, and the last one
+CURVE_EVERY = 4  # every fourth held-out sentence: the file is sorted by label
+LAST_WORDS = 25  # of a review: where it says what it thinks
 KINDS = {"head": "plain", "reviewed": "reviewed"}  # file name: kind
+# Many a review ends in its own grade: who has seen "8/10" need not read the rest.
+GRADES = re.compile(r"[\d*]|\b(stars?|out of|rat(e|ed|ing)|grade[ds]?)\b", re.I)
+SETTINGS = {
+    "reviews": HeadSettings(steps=600, bfloat16=True),
+    "plain": HeadSettings(steps=500, bfloat16=True),
+    "reviewed": HeadSettings(steps=500, bfloat16=True, dropout=0.15),
+}
 
 
 class Texts:
@@ -73,13 +83,22 @@ class Texts:
         return [self.texts[i] for i in rows]
 
 
-def passages_of_reviews(count: int) -> tuple[list[str], torch.Tensor]:
-    """Short passages, each with its review's label as "rating shares", [count, 2]."""
-    cut = passages(load_reviews("pretrain"), words=25)
-    order = torch.randperm(len(cut), generator=seeding.make(0))[:count]
-    picked = [cut[i] for i in order.tolist()]
-    labels = torch.tensor([p.label for p in picked])
-    return [p.text for p in picked], torch.nn.functional.one_hot(labels, 2).double()
+def passages_of_reviews() -> tuple[list[str], torch.Tensor]:
+    """The end of each review, with its label as "rating shares", [count, 2].
+
+    Those that hold a rated sentence or a grade are left out.
+    """
+    reviews = load_reviews("pretrain")
+    ends = [" ".join(r.text.split()[-LAST_WORDS:]) for r in reviews]
+    domains = ("movieReview", "amazonReview")
+    rated = [r.text for domain in domains for r in load_ratings(domain)]
+    told = quotes(ends, rated)
+    told = [known or GRADES.search(e) for known, e in zip(told, ends, strict=True)]
+    kept = torch.tensor([i for i, known in enumerate(told) if not known])
+    order = kept[torch.randperm(len(kept), generator=seeding.make(0))].tolist()
+    labels = torch.tensor([reviews[i].label for i in order])
+    shares = torch.nn.functional.one_hot(labels, 2).double()
+    return [ends[i] for i in order], shares
 
 
 def review_stage(out: Path, weights: str) -> tuple[Path, float]:
@@ -91,16 +110,15 @@ def review_stage(out: Path, weights: str) -> tuple[Path, float]:
     note = folder / "minutes.json"
     if not note.exists():
         tokenizer = load_tokenizer(SHIPPED)
-        texts, shares = passages_of_reviews(PASSAGES)
+        texts, shares = passages_of_reviews()
         generator = seeding.make(77)
         scorer = TokenScorer.from_language_model(SHIPPED, tokenizer, generator)
-        settings = HeadSettings(steps=PASSAGES // HeadSettings().batch)
-        began = time.monotonic()
+        began = time.process_time()
         fit_reward_head(
             scorer, encode(tokenizer, texts), shares, tokenizer.eos_token_id,
-            settings, generator,
+            SETTINGS["reviews"], generator,
         )  # fmt: skip
-        minutes = (time.monotonic() - began) / 60
+        minutes = (time.process_time() - began) / 60
         scorer.save(folder)
         note.write_text(json.dumps(minutes), encoding="utf-8")
     return folder, json.loads(note.read_text(encoding="utf-8"))
@@ -121,18 +139,19 @@ def fit_head(movies, known, held, seed: int, settings, begin: Path | None):
         scorer = TokenScorer.from_language_model(SHIPPED, tokenizer, generator)
     else:
         scorer = TokenScorer.load(begin, tokenizer)
-    away = [rows[i] for i in held]
-    truth, curve = movies.means[held], []
-    began, aside = time.monotonic(), 0.0
+    some = held[::CURVE_EVERY]
+    away = [rows[i] for i in some]
+    truth, curve = movies.means[some], []
+    began, aside = time.process_time(), 0.0
 
     def on_step(step, loss):
         nonlocal aside
         if step not in CURVE and step != settings.steps:
             return
-        paused = time.monotonic()
+        paused = time.process_time()
         right = pair_accuracy(score_texts(scorer, away, start).double(), truth)
-        aside += time.monotonic() - paused
-        seconds = time.monotonic() - began - aside
+        aside += time.process_time() - paused
+        seconds = time.process_time() - began - aside
         curve.append({"steps": step, "seconds": seconds, "accuracy": right})
         print(f" seed {seed}: step {step}, {right:.4f}", flush=True)
 
@@ -140,7 +159,7 @@ def fit_head(movies, known, held, seed: int, settings, begin: Path | None):
         scorer, [rows[i] for i in known], movies.shares[known], start, settings,
         generator, on_step,
     )  # fmt: skip
-    return scorer, (time.monotonic() - began - aside) / 60, curve
+    return scorer, (time.process_time() - began - aside) / 60, curve
 
 
 def baselines(movies, products, split: Split, seed: int, reviews) -> dict:
@@ -222,19 +241,20 @@ def gather(out: Path) -> dict:
         "threads": torch.get_num_threads(),
         "model": weights,
         "test_sentences": TEST,
-        "passages": PASSAGES,
+        "curve_every": CURVE_EVERY,
+        "settings": {"reviews": vars(SETTINGS["reviews"])},
         "seeds": [],
     }
     note = out / f"reviews_{weights[:12]}" / "minutes.json"
-    reviews = passages_of_reviews(PASSAGES) if note.exists() else None
+    reviews = passages_of_reviews() if note.exists() else None
     if note.exists():
         record["review_minutes"] = json.loads(note.read_text(encoding="utf-8"))
+        record["passages"] = len(reviews[0])
     for folder in sorted(out.glob("seed*"), key=lambda f: int(f.name[4:])):
         seed = int(folder.name.removeprefix("seed"))
         plain, reviewed = (finished(folder, k, weights) for k in KINDS)
-        if not plain:
+        if not plain and not reviewed:
             continue
-        record["settings"] = plain[0]["settings"]
         split = split_by_sentence(movies.texts, seed, TEST)
         known = baselines(movies, products, split, seed, reviews)
         scores = rungs(
@@ -246,7 +266,8 @@ def gather(out: Path) -> dict:
             scores, movies.means[split.test], known["others"], seeding.make(seed)
         )
         away = {n: known[f"{n}_products"] for n in ("vader", "linear")}
-        away["head"] = torch.tensor(plain[0]["products"])
+        if plain:
+            away["head"] = torch.tensor(plain[0]["products"])
         if reviewed:
             away["head, reviewed"] = torch.tensor(reviewed[0]["products"])
         draws = bootstrap_pair_accuracy(
@@ -260,6 +281,7 @@ def gather(out: Path) -> dict:
         row = {"seed": seed, "ladder": found, "products": shift}
         for kind, runs in zip(KINDS.values(), (plain, reviewed), strict=True):
             if runs:
+                record["settings"][kind] = runs[0]["settings"]
                 row[kind] = {
                     "minutes": [r["minutes"] for r in runs],
                     "curves": [r["curve"] for r in runs],
@@ -283,7 +305,7 @@ def write(path: Path, table: dict) -> None:
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def record(args, settings: HeadSettings) -> None:
+def record(args, settings: dict[str, HeadSettings]) -> None:
     movies, products = Texts("movieReview"), Texts("amazonReview")
     tokenizer, weights = load_tokenizer(SHIPPED), sha256()
     away = encode(tokenizer, products.texts)
@@ -298,11 +320,13 @@ def record(args, settings: HeadSettings) -> None:
                     continue  # a head of other weights is fitted anew
                 print(f"split {seed}, {KINDS[kind]} head {head}", flush=True)
                 scorer, minutes, curve = fit_head(
-                    movies, split.train, split.test, 1000 * head + seed, settings, begin
-                )
+                    movies, split.train, split.test, 1000 * head + seed,
+                    settings[KINDS[kind]], begin,
+                )  # fmt: skip
                 start = tokenizer.eos_token_id
                 found = {
-                    "minutes": minutes, "curve": curve, "settings": vars(settings),
+                    "minutes": minutes, "curve": curve,
+                    "settings": vars(settings[KINDS[kind]]),
                     "test": score_texts(scorer, held, start).tolist(),
                     "products": score_texts(scorer, away, start).tolist(),
                     "model": weights,
@@ -313,7 +337,7 @@ def record(args, settings: HeadSettings) -> None:
                 os.replace(beside, file)
 
 
-def compare_on_development(args, settings: HeadSettings) -> None:
+def compare_on_development(args, settings: dict[str, HeadSettings]) -> None:
     """Accuracy on the development sentences of fits that did not see them."""
     movies = Texts("movieReview")
     split = split_by_sentence(movies.texts, 0, TEST)
@@ -329,7 +353,7 @@ def compare_on_development(args, settings: HeadSettings) -> None:
     for kind in [k for k in KINDS if KINDS[k] in args.only]:
         print(KINDS[kind], flush=True)
         begin = review_stage(args.out, sha256())[0] if kind == "reviewed" else None
-        fit_head(movies, known, held, 0, settings, begin)
+        fit_head(movies, known, held, 0, settings[KINDS[kind]], begin)
 
 
 if __name__ == "__main__":
@@ -338,15 +362,14 @@ if __name__ == "__main__":
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--heads", type=int, default=1, help="heads per split and kind")
     p.add_argument("--only", nargs="+", default=[*KINDS.values()], help="kinds of head")
-    p.add_argument("--steps", type=int, default=HeadSettings().steps)
     p.add_argument("--gather", action="store_true", help="fit nothing")
     p.add_argument("--development", action="store_true", help="compare settings")
     arguments = p.parse_args()
-    chosen = HeadSettings(steps=arguments.steps)
+    torch.set_num_threads(1)
     if arguments.development:
-        compare_on_development(arguments, chosen)
+        compare_on_development(arguments, SETTINGS)
     else:
         if not arguments.gather:
-            record(arguments, chosen)
+            record(arguments, SETTINGS)
         write(RECORD, gather(arguments.out))
         print(f"wrote {RECORD.name}")

@@ -39,6 +39,7 @@ class HeadSettings:
     weight_decay: float = 0.01
     lm_weight: float = 0.3  # of the next-token loss on the same sentences
     max_grad_norm: float = 1.0
+    bfloat16: bool = False  # matrix products in 16 bits; the weights stay in 32
 
     def __post_init__(self):
         check_positive(lr=self.lr, steps=self.steps, max_grad_norm=self.max_grad_norm)
@@ -98,7 +99,7 @@ def score_and_read(
     scores = scorer.model.score(at_end)[:, 0].float()
     scores = (scores - config.reward_shift) / config.reward_scale
     logits = hidden[:, :-1][mask] @ body.get_input_embeddings().weight.T
-    return scores, F.cross_entropy(logits, tokens[mask])
+    return scores, F.cross_entropy(logits.float(), tokens[mask])
 
 
 @torch.no_grad()
@@ -197,10 +198,11 @@ def fit_reward_head(
             batch = [rows[i] for i in picked.tolist()]
             given = shares[picked]
             read = 0.0
-            if s.lm_weight:
-                scores, read = score_and_read(scorer, batch, start)
-            else:
-                scores = score_rows(scorer, batch, start)
+            with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
+                if s.lm_weight:
+                    scores, read = score_and_read(scorer, batch, start)
+                else:
+                    scores = score_rows(scorer, batch, start)
             preferred = all_pairs_loss(scores, preference(given, given))
             loss = preferred + s.lm_weight * read
             if not torch.isfinite(loss):
