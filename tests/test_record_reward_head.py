@@ -200,11 +200,19 @@ def test_the_difference_to_the_linear_model_has_its_sign():
 
 
 def test_rungs_average_heads_of_one_kind():
-    known = {k: torch.zeros(3) for k in ("vader", "linear", "human")}
+    known = {k: torch.arange(3.0) for k in ("vader", "linear", "human")}
     heads = [torch.tensor([0.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 2.0])]
-    found = tool.rungs(known, heads, [])
+    found = tool.rungs(known, {"plain": heads, "long": []})
     assert found["head: mean of 2"].tolist() == [1, 2, 3]
-    assert list(found) == ["vader", "linear", "head", "head: mean of 2", "human"]
+    names = ["vader", "linear", "head", "head, and linear", "head: mean of 2", "human"]
+    assert list(found) == names
+
+
+def test_a_head_and_the_linear_model_count_the_same_in_their_sum():
+    known = {k: torch.zeros(3) for k in ("vader", "human")}
+    known["linear"] = torch.tensor([10.0, 30.0, 20.0])
+    found = tool.rungs(known, {"long": [torch.tensor([0.0, 1.0, 2.0])]})
+    assert found["head, long, and linear"].tolist() == [-2, 1, 1]
 
 
 def test_lists_of_numbers_stand_on_one_line(tmp_path):

@@ -8,11 +8,12 @@ For each seed: split by sentence, fit the linear model and the heads, score the 
 sentences and the product reviews. Then data/reward_models/full_run.json is written,
 with the scores themselves, so that a reader can compute whatever they like from them.
 
-Two kinds of head: "plain" goes from the pretrained weights to human preferences at
-once; "reviewed" first learns to tell the last words of positive from those of negative
-IMDB reviews, of the part that the model was pretrained on (its text, not its labels).
-Ends that hold a rated sentence word for word are left out of that, and so are those that
-hold a grade, such as 8/10. What is finished is not fitted again, so a killed recording goes on; --gather only writes the file. No
+Three kinds of head: "plain" goes from the pretrained weights to human preferences at
+once; "long" does the same for more steps; "reviewed" first learns to tell the last
+words of positive from those of negative IMDB reviews, of the part that the model was
+pretrained on (its text, not its labels). Ends that hold a rated sentence word for word
+are left out of that, and so are those that hold a grade, such as 8/10. What is finished
+is not fitted again, so a killed recording goes on; --gather only writes the file. No
 text is written.
 
 Minutes are CPU minutes on one thread: they do not grow when the machine is busy.
@@ -56,16 +57,20 @@ from rlhf_mini.reward_models import WordFeatures, fit_linear_reward, vader_score
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "data" / "reward_models" / "full_run.json"
 TEST = 2500  # held-out sentences of each split
-CURVE = [25, 50, 100, 200]  # steps, and the last one
+CURVE = [25, 50, 100, 200, 400, 700]  # steps, and the last one
 CURVE_EVERY = 4  # every fourth held-out sentence: the file is sorted by label
 LAST_WORDS = 25  # of a review: where it says what it thinks
-KINDS = {"head": "plain", "reviewed": "reviewed"}  # file name: kind
+KINDS = {"head": "plain", "reviewed": "reviewed", "long": "long"}  # file name: kind
+RUNGS = {"plain": "head", "reviewed": "head, reviewed", "long": "head, long"}
 # Many a review ends in its own grade: who has seen "8/10" need not read the rest.
 GRADES = re.compile(r"[\d*]|\b(stars?|out of|rat(e|ed|ing)|grade[ds]?)\b", re.I)
 SETTINGS = {
-    "reviews": HeadSettings(steps=600, bfloat16=True),
-    "plain": HeadSettings(steps=500, bfloat16=True),
-    "reviewed": HeadSettings(steps=500, bfloat16=True, dropout=0.15),
+    "reviews": HeadSettings(steps=450, bfloat16=True),
+    "plain": HeadSettings(steps=400, bfloat16=True),
+    "reviewed": HeadSettings(steps=400, bfloat16=True),
+    "long": HeadSettings(
+        steps=1000, bfloat16=True, lr=7e-4, dropout=0.3, weight_decay=0.1
+    ),
 }
 
 
@@ -191,15 +196,22 @@ def standard(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.mean()) / scores.std()
 
 
-def rungs(known: dict, plain: list, reviewed: list) -> dict[str, torch.Tensor]:
-    """Scores of every rung on the held-out sentences."""
+def rungs(known: dict, heads: dict[str, list]) -> dict[str, torch.Tensor]:
+    """Scores of every rung on the held-out sentences.
+
+    Args:
+      heads: scores of the heads of each kind; a kind without any makes no rung.
+    """
     names = ("vader", "linear", "linear, reviewed")
     found = {name: known[name] for name in names if name in known}
-    for name, heads in (("head", plain), ("head, reviewed", reviewed)):
-        if heads:
-            found[name] = heads[0]
-        if len(heads) > 1:
-            found[f"{name}: mean of {len(heads)}"] = torch.stack(heads).mean(0)
+    for kind, scores in heads.items():
+        name = RUNGS[kind]
+        if scores:
+            found[name] = scores[0]
+            both = standard(scores[0]) + standard(known["linear"])
+            found[f"{name}, and linear"] = both
+        if len(scores) > 1:
+            found[f"{name}: mean of {len(scores)}"] = torch.stack(scores).mean(0)
     return found | {"human": known["human"]}
 
 
@@ -252,24 +264,20 @@ def gather(out: Path) -> dict:
         record["passages"] = len(reviews[0])
     for folder in sorted(out.glob("seed*"), key=lambda f: int(f.name[4:])):
         seed = int(folder.name.removeprefix("seed"))
-        plain, reviewed = (finished(folder, k, weights) for k in KINDS)
-        if not plain and not reviewed:
+        runs = {k: finished(folder, f, weights) for f, k in KINDS.items()}
+        if not any(runs.values()):
             continue
         split = split_by_sentence(movies.texts, seed, TEST)
         known = baselines(movies, products, split, seed, reviews)
-        scores = rungs(
-            known,
-            [torch.tensor(r["test"]) for r in plain],
-            [torch.tensor(r["test"]) for r in reviewed],
-        )
+        tests = {k: [torch.tensor(r["test"]) for r in runs[k]] for k in runs}
+        scores = rungs(known, tests)
         found = ladder(
             scores, movies.means[split.test], known["others"], seeding.make(seed)
         )
         away = {n: known[f"{n}_products"] for n in ("vader", "linear")}
-        if plain:
-            away["head"] = torch.tensor(plain[0]["products"])
-        if reviewed:
-            away["head, reviewed"] = torch.tensor(reviewed[0]["products"])
+        for kind, heads in runs.items():
+            if heads:
+                away[RUNGS[kind]] = torch.tensor(heads[0]["products"])
         draws = bootstrap_pair_accuracy(
             torch.stack([away[n].double() for n in away]), products.means,
             seeding.make(seed), 500,
@@ -279,14 +287,14 @@ def gather(out: Path) -> dict:
             for n, d in zip(away, draws, strict=True)
         }
         row = {"seed": seed, "ladder": found, "products": shift}
-        for kind, runs in zip(KINDS.values(), (plain, reviewed), strict=True):
-            if runs:
-                record["settings"][kind] = runs[0]["settings"]
+        for kind, heads in runs.items():
+            if heads:
+                record["settings"][kind] = heads[0]["settings"]
                 row[kind] = {
-                    "minutes": [r["minutes"] for r in runs],
-                    "curves": [r["curve"] for r in runs],
-                    "test": [round(x, 3) for x in runs[0]["test"]],
-                    "products": [round(x, 3) for x in runs[0]["products"]],
+                    "minutes": [r["minutes"] for r in heads],
+                    "curves": [r["curve"] for r in heads],
+                    "test": [round(x, 3) for x in heads[0]["test"]],
+                    "products": [round(x, 3) for x in heads[0]["products"]],
                 }
         record["seeds"].append(row)
     return record
