@@ -47,6 +47,7 @@ FLOORS = {
     group_expectations
     k3_fixed_points
     surrogates
+    overoptimization
     """,
     2: """
     seeding

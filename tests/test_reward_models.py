@@ -5,7 +5,12 @@ import torch
 
 from rlhf_mini import seeding
 from rlhf_mini.human_pairs import pair_accuracy, preference, rating_shares
-from rlhf_mini.losses import all_pairs_loss, best_of_k_loss, plackett_luce_loss
+from rlhf_mini.losses import (
+    all_pairs_loss,
+    best_of_k_loss,
+    bradley_terry_loss,
+    plackett_luce_loss,
+)
 from rlhf_mini.reward_models import (
     LinearReward,
     WordFeatures,
@@ -212,3 +217,17 @@ def test_slates_that_do_not_fit_are_refused(change, found):
     given = {"slates": slates} | change
     with pytest.raises(ValueError, match=found):
         fit_linear_to_slates(x, loss=in_order, **given)
+
+
+def test_sparse_and_dense_features_give_the_same_fit():
+    generator = torch.Generator().manual_seed(5)
+    dense = torch.randn(40, 6, generator=generator)
+    dense = dense * (torch.rand(dense.shape, generator=generator) < 0.4)
+    slates = torch.randint(40, (300, 2), generator=generator)
+    loss = lambda s: bradley_terry_loss(s[:, 0], s[:, 1])  # noqa: E731
+    a, b = (
+        fit_linear_to_slates(x, slates, loss, l2=0.5, steps=100).weight
+        for x in (dense, dense.to_sparse_coo())
+    )
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert a.abs().max() > 0.01
