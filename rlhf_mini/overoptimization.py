@@ -294,7 +294,7 @@ def fit_square_form(distance: Tensor, gain: Tensor) -> FormFit:
       ValueError: shapes differ, N < 3, a distance ≤ 0, an entry is not finite, or
         distances that are all equal.
 
-    Source: Gao, Schulman and Hilton (2022), arXiv 2210.10760, eq. 1.
+    Source: Gao, Schulman and Hilton (2022), arXiv 2210.10760, R_bon.
 
     >>> d = torch.tensor([1.0, 2.0, 3.0])
     >>> fit = fit_square_form(d, d * (6 - d))
@@ -317,7 +317,7 @@ def fit_log_form(distance: Tensor, gain: Tensor) -> FormFit:
     Raises:
       ValueError: as `fit_square_form`.
 
-    Source: Gao, Schulman and Hilton (2022), arXiv 2210.10760, eq. 2: found by
+    Source: Gao, Schulman and Hilton (2022), arXiv 2210.10760, R_RL: found by
     experiment, not derived.
 
     >>> d = torch.tensor([1.0, 2.0, 3.0])

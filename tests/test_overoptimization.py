@@ -203,7 +203,9 @@ def test_the_expansion_is_the_beginning_of_the_curve():
     rest = gain - found.linear * d - found.quadratic * d.square()
     # what is left is of third order: as small as d³, and growing like it
     assert (rest.abs() < 3 * d**3).all()
-    assert (rest[-1] / rest[0]).item() == pytest.approx((d[-1] / d[0]) ** 3, rel=0.1)
+    assert (rest[-1] / rest[0]).item() == pytest.approx(
+        (d[-1] / d[0]).item() ** 3, rel=0.1
+    )
 
 
 def test_in_the_gaussian_world_the_expansion_is_the_whole_curve():
