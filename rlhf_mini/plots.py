@@ -38,6 +38,10 @@ COLORS = {
     "k1": "#117733",
     "k2": "#b8961e",
     "k3": "#cc6677",
+    # variants that stand beside their parents: notebook 08
+    "grpo_k1": "#6a3d9a",
+    "iterative_dpo": "#ee3377",
+    "ipo": "#661100",
 }
 MARKERS = {
     "ref": "h",
@@ -59,6 +63,9 @@ MARKERS = {
     "k1": "8",
     "k2": "H",
     "k3": "x",
+    "grpo_k1": (5, 0, 180),
+    "iterative_dpo": (6, 1, 0),
+    "ipo": (4, 1, 45),
 }
 NAMES = {
     "ref": "π_ref",
@@ -80,6 +87,9 @@ NAMES = {
     "k1": "k1",
     "k2": "k2",
     "k3": "k3",
+    "grpo_k1": "GRPO, k1 in the reward",
+    "iterative_dpo": "DPO, two rounds",
+    "ipo": "IPO",
 }
 KL_LABEL = "KL(π‖π_ref) [nats]"
 
