@@ -199,7 +199,8 @@ def frontier(
     for method, (kl, reward) in (methods or {}).items():
         kl, reward = _same_length(kl=np.atleast_1d(kl), reward=np.atleast_1d(reward))
         style = {"color": color(method), "label": NAMES[method], "linestyle": "none"}
-        ax.plot(kl, reward, MARKERS[method], **style)
+        # by name: a marker may be a tuple, which plot would take for data
+        ax.plot(kl, reward, marker=MARKERS[method], **style)
     ax.legend(loc="lower right")  # points of several methods lie too close for labels
     return ax
 
