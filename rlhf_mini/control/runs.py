@@ -33,19 +33,19 @@ class Job:
     """What one run learns from."""
 
     rule: str  # of judges.RULES
-    comparisons: int = 700  # 0: the rule itself is the reward
-    first: int = 200  # of them at once
+    comparisons: int = 500  # 0: the rule itself is the reward
+    first: int = 150  # of them at once
     half: float = 10.0  # see learner.schedule
-    iterations: int = 60
+    iterations: int = 40
 
 
 JOBS = {
     "careful": Job("careful"),
     "careful, rewarded": Job("careful", comparisons=0),
     "careless": Job("careless"),
-    "standing": Job("standing", iterations=120, half=30.0),
-    "standing, rewarded": Job("standing", comparisons=0, iterations=120),
-    "careful, 200": Job("careful", comparisons=200, first=60),
+    "standing": Job("standing", comparisons=700, iterations=100, half=30.0),
+    "standing, rewarded": Job("standing", comparisons=0, iterations=100),
+    "careful, 150": Job("careful", comparisons=150, first=50),
     "careless, rewarded": Job("careless", comparisons=0),
 }
 EVERY = 10  # iterations between checkpoints
