@@ -73,7 +73,7 @@ class CartPoles:
       spread: starting states are uniform within ± this, gymnasium's 0.05.
     """
 
-    actions, seen, observations = 1, 6, 7
+    actions, seen, observations = 1, 5, 6
 
     def __init__(self, copies: int, count: int, length: int = 100, spread=0.05):
         check_between(1, math.inf, copies=copies, count=count, length=length)
@@ -92,13 +92,13 @@ class CartPoles:
         self.t += 1
 
     def reached(self) -> Tensor:
-        """What is seen, [S, N, 6]: x, ẋ, sin θ, cos θ − 1, θ̇, |x|, about unit size."""
+        """What is seen, [S, N, 5]: x, ẋ, θ, θ̇ in units of their limits, and cos θ."""
         x, x_dot, theta, theta_dot = self.state.unbind(-1)
-        parts = [x / 2.4, x_dot / 2, theta.sin(), theta.cos() - 1, theta_dot / 3]
-        return torch.stack([*parts, (x / 2.4).abs()], -1).clamp(-5, 5).float()
+        parts = [x / TRACK_LIMIT, x_dot / 2, theta / ANGLE_LIMIT, theta_dot / 2]
+        return torch.stack([*parts, theta.cos()], -1).clamp(-5, 5).float()
 
     def observe(self) -> Tensor:
-        """The same and the share of the episode that is left, [S, N, 7]."""
+        """The same and the share of the episode that is left, [S, N, 6]."""
         left = torch.full((self.copies, self.count, 1), 1 - self.t / self.length)
         return torch.cat([self.reached(), left], -1)
 

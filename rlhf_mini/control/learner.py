@@ -34,8 +34,10 @@ class Settings:
     clip: int = 50  # decisions of a clip
     stride: int = 2  # every second moment of a clip is given to the reward model
     members: int = 3
+    reward_hidden: tuple[int, ...] = (32, 32)
     fit_steps: int = 25
     first_fit_steps: int = 200
+    fit_batch: int = 64
     candidates: int = 4  # pairs per question; the ones that divide the ensemble are asked
     hidden: tuple[int, ...] = (64, 64)
     std: float = 0.6
@@ -113,7 +115,9 @@ class PreferenceLearner:
             ],
             eps=1e-5,
         )
-        self.reward = RewardEnsemble(copies, env.seen, generator, settings.members)
+        self.reward = RewardEnsemble(
+            copies, env.seen, generator, settings.members, settings.reward_hidden
+        )
         moments = -(-settings.clip // settings.stride)
         most = max(1, *(sum(row) for row in asks))
         self.buffer = ComparisonBuffer(copies, most, moments, env.seen)
@@ -130,7 +134,7 @@ class PreferenceLearner:
         if asked:
             first = self.iteration == 0
             steps = s.first_fit_steps if first else s.fit_steps
-            row["loss"] = self.reward.fit(self.buffer, steps)
+            row["loss"] = self.reward.fit(self.buffer, steps, s.fit_batch)
             self.reward.standardise(batch.reached)
         rewards = self.reward.reward(batch.reached)
         if self.given.any():

@@ -39,14 +39,15 @@ class Job:
     iterations: int = 40
 
 
+LONG = {"comparisons": 700, "first": 200, "iterations": 60}
 JOBS = {
-    "careful": Job("careful"),
-    "careful, rewarded": Job("careful", comparisons=0),
+    "careful": Job("careful", **LONG),
+    "careful, rewarded": Job("careful", comparisons=0, iterations=60),
+    "careful, 500": Job("careful"),
+    "careful, 500, all at first": Job("careful", first=500),
+    "rewarded, 40": Job("careful", comparisons=0),
     "careless": Job("careless"),
     "standing": Job("standing", comparisons=700, iterations=100, half=30.0),
-    "standing, rewarded": Job("standing", comparisons=0, iterations=100),
-    "careful, 150": Job("careful", comparisons=150, first=50),
-    "careless, rewarded": Job("careless", comparisons=0),
 }
 EVERY = 10  # iterations between checkpoints
 
