@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 endif
 STAMP := $(VENV)/installed
 
-.PHONY: run test notebooks student lab setup
+.PHONY: run test notebooks backflip student lab setup
 
 run: setup
 	$(BIN)/python tools/run_main.py
@@ -28,6 +28,9 @@ notebooks: setup  # execute all of them in place
 
 student: setup  # copies without solutions, in build/student/
 	$(BIN)/python tools/make_student.py
+
+backflip: setup  # a back-flip from comparisons; goes on where a killed run stopped
+	$(BIN)/python -m rlhf_mini.control
 
 lab: setup
 	$(BIN)/jupyter lab notebooks

@@ -97,7 +97,9 @@ def animation(clips: Sequence[Tensor], titles: Sequence[str], every: int = 2) ->
         ax.set(ylim=(-0.2, 2.3), aspect="equal", xticks=[], yticks=[])
         ax.axhspan(-0.3, 0, color=color("ref"), alpha=0.5, linewidth=0)
         ax.set_title(title, fontsize=11)
-        lines = [ax.plot([], [], color=color(c), solid_capstyle="round")[0] for c in LIMBS]
+        lines = [
+            ax.plot([], [], color=color(c), solid_capstyle="round")[0] for c in LIMBS
+        ]
         (dot,) = ax.plot([], [], "o", color="black", markersize=5)
         ticks = ax.plot([], [], "|", color="black", markersize=5)[0]
         artists.append((ax, lines, dot, ticks))

@@ -64,9 +64,10 @@ FLOORS = {
     training
     offline_training
     gpt2
+    control
     reward_models
     """,
-    4: "plots tables sliders grading labelling",
+    4: "plots tables sliders grading labelling film",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 PURE = {"torch", "numpy", "scipy"}  # all that floor 1 may import beside the standard

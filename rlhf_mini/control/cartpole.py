@@ -77,7 +77,12 @@ class CartPoles:
 
     def __init__(self, copies: int, count: int, length: int = 100, spread=0.05):
         check_between(1, math.inf, copies=copies, count=count, length=length)
-        self.copies, self.count, self.length, self.spread = copies, count, length, spread
+        self.copies, self.count, self.length, self.spread = (
+            copies,
+            count,
+            length,
+            spread,
+        )
         self.state = torch.zeros(copies, count, 4, dtype=torch.float64)
         self.t = 0
 

@@ -52,7 +52,7 @@ RULES = {
 
 
 def moments(rule: str, qpos: Tensor) -> Tensor:
-    """What a rule gives each moment, [..., L, 6] → [..., L] turns; its sum is the score.
+    """What a rule gives each moment, [..., L, 6] → [..., L] turns; the sum scores.
 
     Raises:
       ValueError: there is no such rule.

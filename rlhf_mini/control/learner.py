@@ -38,7 +38,9 @@ class Settings:
     fit_steps: int = 25
     first_fit_steps: int = 200
     fit_batch: int = 64
-    candidates: int = 4  # pairs per question; the ones that divide the ensemble are asked
+    candidates: int = (
+        4  # pairs per question; the ones that divide the ensemble are asked
+    )
     hidden: tuple[int, ...] = (64, 64)
     std: float = 0.6
     lr: float = 1e-3
@@ -155,7 +157,9 @@ class PreferenceLearner:
             if not n:
                 continue
             pairs = self.choose_pairs(batch, copy, n)
-            hidden = {k: cut(x[copy], pairs, self.s.clip) for k, x in batch.hidden.items()}
+            hidden = {
+                k: cut(x[copy], pairs, self.s.clip) for k, x in batch.hidden.items()
+            }
             seen = cut(batch.reached[copy], pairs, self.s.clip)[:, :, :: self.s.stride]
             p = self.judge(copy, hidden)
             keep = ~torch.isnan(p)
@@ -172,9 +176,7 @@ class PreferenceLearner:
         many = n * self.s.candidates if self.buffer.count[copy] > 0 else n
         shape = (many, 2)
         episode = torch.randint(episodes, shape, generator=self.generator)
-        start = torch.randint(
-            length - self.s.clip + 1, shape, generator=self.generator
-        )
+        start = torch.randint(length - self.s.clip + 1, shape, generator=self.generator)
         pairs = torch.stack([episode, start], -1)
         if many == n:
             return pairs

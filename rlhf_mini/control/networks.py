@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlhf_mini.checks import check_ndim, check_same_shape
 
 LOG_2PI = math.log(2 * math.pi)
+ALL = slice(None)
 
 
 class StackedMLP(nn.Module):
@@ -42,7 +43,7 @@ class StackedMLP(nn.Module):
             self.weights.append(nn.Parameter(w * gain / rows**0.5))
             self.biases.append(nn.Parameter(torch.zeros(copies, 1, columns)))
 
-    def forward(self, x: Tensor, copies: slice = slice(None)) -> Tensor:
+    def forward(self, x: Tensor, copies: slice = ALL) -> Tensor:
         """Of all copies, or of some: then x has a row for each of those."""
         check_ndim(3, x=x)
         last = len(self.weights) - 1

@@ -100,12 +100,14 @@ def run(
     folder: Path,
     threads: int = 1,
     tell: Callable[[dict], None] = lambda row: None,
+    resumed: Callable[[int], None] = lambda iterations: None,
 ) -> dict:
     """Run a job to its end, or on from its last checkpoint; returns what is recorded.
 
     Args:
       folder: holds `run.safetensors` while it runs and `result.json` after.
       tell: called with the row of each iteration.
+      resumed: called with the number of iterations that a checkpoint spares.
     """
     result = folder / "result.json"
     if result.exists():
@@ -116,6 +118,7 @@ def run(
         state = checkpoints.load(saved)
         restore(learner, state["learner"])
         rows, seconds = state["rows"], state["seconds"]
+        resumed(learner.iteration)
     while learner.iteration < job.iterations:
         began = time.process_time()
         row, batch = learner.step()

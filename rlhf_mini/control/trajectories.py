@@ -106,9 +106,7 @@ def ppo_update(
         for rows in order.chunk(settings.minibatches):
             b = {k: x[:, rows] for k, x in flat.items()}
             logp = policy.logp(b["o"], b["a"])
-            actor = ppo_clip_loss(
-                logp, b["logp"], b["adv"], clip_eps=settings.clip_eps
-            )
+            actor = ppo_clip_loss(logp, b["logp"], b["adv"], clip_eps=settings.clip_eps)
             value = value_clip_loss(
                 critic(b["o"])[..., 0], b["v"], b["ret"], clip_eps=settings.value_clip
             )
