@@ -24,8 +24,8 @@ def test_the_recorded_share_of_full_turns_is_that_of_the_recorded_turns():
 
 def test_the_recorded_episode_is_the_one_of_median_rotation():
     found = recorded.load()
-    row = recorded.rows(found, "careful")[0]
-    turned = body.turns(recorded.episode(found, "careful", row["seed"]))[-1].item()
+    row = recorded.rows(found, "careful, 500")[0]
+    turned = body.turns(recorded.episode(found, "careful, 500", row["seed"]))[-1].item()
     assert turned == pytest.approx(
         sorted(row["turns"])[len(row["turns"]) // 2], abs=0.01
     )

@@ -1,13 +1,9 @@
 """MuJoCo's Hopper with nothing but its body: no reward, no early end.
 
-Two faces of one thing:
-- `Hoppers`, many at once as tensors, for learning;
-- `rlhf_mini/HopperFlip-v0`, gymnasium's own Hopper-v5 under a wrapper, for judging what
-  was learnt.
-
-They differ in one setting. `Hoppers` integrates with MuJoCo's `implicitfast`, a quarter
-of the work of the Runge-Kutta rule in gymnasium's file. So a policy is trained on the
-first and always tested on the second, which it has never seen.
+Many at once, as tensors. For learning they integrate with MuJoCo's `implicitfast`, a
+quarter of the work of the Runge-Kutta rule in gymnasium's file. What was learnt is
+tested with `integrator="RK4"`: then every decision is gymnasium's own Hopper-v5 with
+`frame_skip=8`, as the tests show, and a world that the policy has never seen.
 
 MuJoCo is needed here, and nowhere else in the library.
 """
@@ -24,7 +20,6 @@ from rlhf_mini.checks import check_between
 
 from . import body
 
-ENV_ID = "rlhf_mini/HopperFlip-v0"
 MISSING = (
     "MuJoCo is not installed: pip install 'gymnasium[mujoco]' (the rest of "
     "notebook 16 runs on recorded results)"
