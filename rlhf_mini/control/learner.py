@@ -63,7 +63,7 @@ def schedule(total: int, iterations: int, first: int, half: float) -> list[int]:
       ValueError: first > total, or iterations < 1.
 
     >>> schedule(total=100, iterations=5, first=40, half=2.0)
-    [40, 21, 16, 13, 10]
+    [40, 23, 16, 12, 9]
     """
     check_between(1, torch.inf, iterations=iterations)
     check_between(0, total, first=first)
