@@ -1,7 +1,10 @@
 """One update from data that are there already: answers, pairs, choices.
 
 The counterpart of training.py, where every update samples first. The same functions
-train a table and a GPT-2; the loop over the data is the caller's.
+train a table and a GPT-2; the loop over the data is the caller's. Each step changes
+the parameters of `optimizer` once and returns a dict of plain floats. It raises
+ValueError where its loss does (shapes, an empty mask), and, before anything is
+changed, if the loss or a gradient is not finite.
 """
 
 from collections.abc import Callable
@@ -24,12 +27,17 @@ def sft_step(
 ) -> dict[str, float]:
     """One supervised update: minus the mean log-probability of the answers' tokens.
 
+    L = −Σᵢₜ log π(yᵢₜ | xᵢ, yᵢ,<t) / number of tokens
     REINFORCE's loss with an advantage of 1 for every token, but the answers are given.
     On draws from a law q it descends KL(q‖π), the *forward* KL: on accepted draws of
     π* it is rejection-sampling fine-tuning, on best-of-n draws it copies best-of-n.
 
     Args:
+      prompts: what the policy's `.logp` takes, B of them.
       tokens, mask: the answers, [B, T].
+
+    Returns:
+      `sft_loss` before the update, nats per token.
     """
     logp = policy.logp(prompts, tokens, mask)
     loss = reinforce_loss(logp, torch.ones_like(logp), mask)
@@ -48,13 +56,24 @@ def dpo_step(
     settings: PPOSettings,
     loss_of_pairs: Callable[..., Tensor] = dpo_loss,
 ) -> dict[str, float]:
-    """One DPO update (Rafailov et al. 2023, eq. 7) on a batch of pairs.
+    """One DPO update on a batch of pairs.
+
+    L = −mean log σ(β·h),  h = log π(y_w)/π_ref(y_w) − log π(y_l)/π_ref(y_l)
+    The margin may rise while `chosen_logp` falls: look at both (notebook 08).
 
     Args:
+      prompts: what the policy's `.logp` takes, B of them.
       chosen, rejected: (tokens [B, T], mask [B, T], ref_logp [B]) of the two answers;
         `ref_logp` is the *sum* over the answer's tokens.
+      beta: β, reward per nat.
       loss_of_pairs: called as dpo_loss is, the weight last: `ipo_loss` takes `beta` as
         its τ, and partial(cdpo_loss, flip=0.1) is conservative DPO.
+
+    Returns:
+      Means over the pairs, before the update: `dpo_loss`, `margin` β·h in reward units,
+      `accuracy`, `chosen_logp` and `rejected_logp` in nats per answer.
+
+    Source: Rafailov et al. (2023), arXiv 2305.18290, eq. 7.
     """
     rows = len(prompts)
     # one forward for both: the answers stand below one another
@@ -80,9 +99,19 @@ def reward_model_step(
     optimizer: torch.optim.Optimizer,
     settings: PPOSettings,
 ) -> dict[str, float]:
-    """One update of a reward model from scores [B, K] of K answers, choice [B].
+    """One update of a reward model from choices among K answers.
 
-    For K = 2 the loss is Bradley–Terry's −log σ(r_w − r_l).
+    L = −mean log softmax(scores)[choice];  K = 2: Bradley–Terry's −log σ(r_w − r_l)
+    Only differences within a row count: the scores may drift by a constant.
+
+    Args:
+      scores: of the K answers to each prompt, with gradient, [B, K].
+      choice: the index of the preferred one, [B].
+
+    Returns:
+      `loss` in nats and `accuracy`, before the update.
+
+    Source: Ziegler et al. (2019), arXiv 1909.08593, eq. 1.
     """
     loss = best_of_k_loss(scores, choice).mean()
     right = (scores.argmax(-1) == choice).double().mean().item()

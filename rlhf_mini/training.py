@@ -2,8 +2,16 @@
 
 The same functions train a table and a GPT-2: a policy needs `.sample` and `.logp`
 (policies.py), a critic is called with (prompts, tokens, mask), a scorer maps a
-`Rollout` to [B] scores. Each step returns a dict of plain floats under the field's
-usual names. What learns from data that are there already is in offline_training.py.
+`Rollout` to [B] scores. What learns from data that are there already is in
+offline_training.py.
+
+All steps take the same: a policy (changed once per update through `optimizer`), a
+frozen `reference`, `score`, the `prompts` as `.sample` takes them, β in reward per nat,
+`PPOSettings` and a generator. They return a dict of plain floats under the field's
+usual names: means per answer of `score`, `kl_to_ref` (k1, nats) and `objective` over
+the fresh samples; `approx_kl`, `clipfrac` over the updates. `group` is the number of
+answers to each prompt. They raise ValueError where their losses do, and, before
+anything is changed, if the loss or a gradient is not finite.
 
 Many seeds train as copies in one table (`TokenWorld.policy(copies)`). They stay
 independent if nothing is taken over all rows: max_grad_norm = math.inf, no whitening,
@@ -102,8 +110,9 @@ def ppo_step(
     settings: PPOSettings,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """One PPO iteration: sample, score, estimate advantages, a few epochs of updates.
+    """One PPO iteration (Schulman et al. 2017): sample, score, a few epochs of updates.
 
+    r_t = −β·k1_t + 1[t = last]·r,  A by GAE,  L = L_clip + value_weight·L_value
     The KL penalty is k1 per token inside the reward; returns are taken before the
     advantages are whitened; the controller sees the KL per answer, not per token.
     """
@@ -259,7 +268,11 @@ def _epochs(
 
 
 def linear_decay(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-    """Set every learning rate to its first value times 1 − step/steps."""
+    """Set every learning rate to its first value times 1 − step/steps.
+
+    Args:
+      step: updates made so far, 0 ≤ step < steps; the rate of the last one is not 0.
+    """
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * (1 - step / steps)
