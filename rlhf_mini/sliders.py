@@ -1,7 +1,7 @@
-"""A picture that a slider redraws, and that is a picture without a kernel too.
+"""A picture that sliders redraw, and that is a picture without a kernel too.
 
 The first drawing is an ordinary output, which the page shows to every reader. Where a
-kernel runs, moving the slider replaces it. Nothing is captured into a widget, so an
+kernel runs, moving a slider replaces it. Nothing is captured into a widget, so an
 executed notebook keeps the picture and no dead controls.
 """
 
@@ -16,7 +16,7 @@ from rlhf_mini.checks import check_between
 
 
 def with_slider(
-    draw: Callable[[int], Figure],
+    draw: Callable[..., Figure],
     name: str,
     value: int,
     low: int,
@@ -37,22 +37,38 @@ def with_slider(
     Raises:
       ValueError: value is outside low … high.
     """
-    check_between(low, high, value=value)
+    return with_sliders(draw, (name, value, low, high, step))[0]
 
-    def drawn(at):
-        figure = draw(at)
+
+def with_sliders(draw: Callable[..., Figure], *sliders: tuple) -> list[IntSlider]:
+    """The same for several: draw takes their values in order.
+
+    Args:
+      sliders: (name, value, low, high) each, or (name, value, low, high, step), as
+        `with_slider` takes them.
+    """
+    for _, value, low, high, *_ in sliders:
+        check_between(low, high, value=value)
+
+    def drawn():
+        figure = draw(*(control.value for control in controls))
         plt.close(figure)
         return figure
 
-    picture = display(drawn(value), display_id=True)
-    slider = IntSlider(
-        value=value, min=low, max=high, step=step, description=name,
-        continuous_update=False,
-    )  # fmt: skip
-    slider.observe(lambda change: picture.update(drawn(change["new"])), names="value")
-    view = slider._repr_mimebundle_()
-    view["text/plain"] = (
-        f"(with a running kernel: a slider for {name}, {low} to {high})"
-    )
-    display(view, raw=True)
-    return slider
+    controls = [
+        IntSlider(
+            value=value, min=low, max=high, step=step[0] if step else 1,
+            description=name, continuous_update=False,
+        )
+        for name, value, low, high, *step in sliders
+    ]  # fmt: skip
+    picture = display(drawn(), display_id=True)
+    for control in controls:
+        control.observe(lambda _: picture.update(drawn()), names="value")
+        view = control._repr_mimebundle_()
+        view["text/plain"] = (
+            f"(with a running kernel: a slider for {control.description}, "
+            f"{control.min} to {control.max})"
+        )
+        display(view, raw=True)
+    return controls

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from rlhf_mini import sliders
-from rlhf_mini.sliders import with_slider
+from rlhf_mini.sliders import with_slider, with_sliders
 
 
 @pytest.fixture
@@ -64,3 +64,21 @@ def test_a_figure_is_drawn_once_per_position_and_left_closed(shown):
 def test_a_first_value_out_of_range_is_named(shown, value):
     with pytest.raises(ValueError, match=f"value: want 2 ≤ value ≤ 96, found {value}"):
         with_slider(lambda k: k, "K", value, 2, 96)
+
+
+def test_several_sliders_redraw_one_picture_from_all_their_values(shown):
+    n, beta = with_sliders(
+        lambda *at: str(at), ("n", 4, 2, 64), ("100 β", 50, 10, 90, 5)
+    )
+    assert [kind for kind, _ in shown] == ["picture", "raw", "raw"]
+    assert shown[0] == ("picture", "(4, 50)")
+    beta.value = 75
+    n.value = 8
+    assert shown[3:] == [("update", "(4, 75)"), ("update", "(8, 75)")]
+    assert (n.step, beta.step) == (1, 5)
+
+
+def test_the_slider_out_of_range_among_several_is_found(shown):
+    with pytest.raises(ValueError, match="value: want 10 ≤ value ≤ 90, found 9"):
+        with_sliders(lambda *at: at, ("n", 4, 2, 64), ("100 β", 9, 10, 90))
+    assert not shown
