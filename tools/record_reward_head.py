@@ -10,12 +10,13 @@ data/reward_models/full_run.json holds, so that a reader can compute whatever th
 from them. No text is written. What is finished is not fitted again, so a killed
 recording goes on; --gather only writes the file.
 
-Two kinds of head: "plain" goes from the pretrained weights to human ratings at once.
-"taught" has a lesson first, on the last words of the reviews that the model was
-pretrained on, as if two people had rated these: one is the review's author, who liked
-the film or not, the other the linear reward model of the same split. Ends that hold a
-rated sentence word for word are left out, and so are those that hold a grade ("8/10").
-The heads of one split share their lesson.
+Two kinds of head. "plain" goes from the pretrained weights to human ratings at once,
+and compares the scores at the ends of sentences only. "taught" hides some words and
+compares scores all along; and it has a lesson first, on the last words of the reviews
+that the model was pretrained on, as if two people had rated these: one is the review's
+author, who liked the film or not, the other the linear reward model of the same split.
+Ends that hold a rated sentence word for word are left out, and so are those that hold
+a grade ("8/10"). The heads of one split share their lesson.
 
 Minutes are CPU minutes on one thread: they do not grow when the machine is busy.
 
@@ -58,7 +59,7 @@ LAST_WORDS = 25  # of a review: where it says what it thinks
 # Many a review ends in its own grade: who has seen "8/10" need not read the rest.
 GRADES = re.compile(r"[\d*]|\b(stars?|out of|rat(e|ed|ing)|grade[ds]?)\b", re.I)
 SETTINGS = {
-    "plain": HeadSettings(bfloat16=True),
+    "plain": HeadSettings(steps=400, hidden=0.0, along_weight=0.0, bfloat16=True),
     "lesson": HeadSettings(steps=400, bfloat16=True),
     "taught": HeadSettings(steps=500, lr=8e-4, bfloat16=True),
 }

@@ -34,7 +34,7 @@ class HeadSettings:
 
     lr: float = 1e-3
     batch: int = 32  # sentences compared with one another
-    steps: int = 600
+    steps: int = 500
     warmup: float = 0.06  # share of the steps
     dropout: float = 0.1
     hidden: float = 0.1  # share of the tokens that a pad replaces, in training
