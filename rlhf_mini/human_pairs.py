@@ -213,11 +213,13 @@ def bootstrap_pair_accuracy(
     n = scores.shape[1]
     drawn = torch.randint(n, (resamples, n), generator=generator)
     times = torch.zeros(resamples, n).scatter_add_(1, drawn, torch.ones(resamples, n))
-    found = []
+    found, last = [], None
     for row, against in zip(scores, truths, strict=True):
         agree, counts = _concordance(row, against)
-        right = (times * (times @ agree)).sum(1)
-        found.append(right / (times * (times @ counts)).sum(1))
+        if last is None or not torch.equal(last, against):  # else the same pairs
+            pairs = (times * (times @ counts)).sum(1)
+            last = against
+        found.append((times * (times @ agree)).sum(1) / pairs)
     return torch.stack(found)
 
 

@@ -1,5 +1,7 @@
 """gpt2/text_reward.py on a made-up language model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -17,7 +19,8 @@ from rlhf_mini.gpt2.text_reward import (
     set_dropout,
     slates,
 )
-from rlhf_mini.human_pairs import pair_accuracy, rating_shares
+from rlhf_mini.human_pairs import pair_accuracy, preference, rating_shares
+from rlhf_mini.losses import all_pairs_loss
 
 TEXTS = [
     "a good film", "a bad film", "a good cast and a good end", "the cast is bad",
@@ -97,8 +100,35 @@ def test_dropout_reaches_the_network(scorer, rows, start):
 
 
 def test_reading_along_gives_the_same_scores(scorer, rows, start):
-    scores, _ = score_and_read(scorer, rows, start)
+    scores, *_ = score_and_read(scorer, rows, start)
     torch.testing.assert_close(scores, score_rows(scorer, rows, start))
+
+
+def test_the_scores_along_a_row_are_averaged_over_its_real_tokens(scorer, rows, start):
+    """Against the bare network on one unpadded row."""
+    _, along, _ = score_and_read(scorer, rows, start)
+    for row, found in zip(rows, along, strict=True):
+        ids = torch.tensor([[start, *row]])
+        states = scorer.model.base_model(ids).last_hidden_state[0, 1:]
+        expected = (states @ scorer.model.score.weight[0]).mean()
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_hidden_token_makes_no_difference_and_the_end_is_never_hidden(
+    scorer, rows, start
+):
+    other = [[*row[-2::-1], row[-1]] for row in rows]
+    found = [score_and_read(scorer, r, start, hidden=1.0)[0] for r in (rows, other)]
+    torch.testing.assert_close(*found)
+    pads = [[scorer.pad] * (len(row) - 1) + [start] for row in rows]
+    torch.testing.assert_close(found[0], score_rows(scorer, pads, start))
+
+
+def test_scores_of_new_units_are_shifted_and_divided_everywhere(scorer, rows, start):
+    plain = score_and_read(scorer, rows, start)[:2]
+    scorer.model.config.reward_shift, scorer.model.config.reward_scale = 1.0, 4.0
+    for a, b in zip(plain, score_and_read(scorer, rows, start)[:2], strict=True):
+        torch.testing.assert_close((a - 1) / 4, b)
 
 
 def test_reading_is_the_cross_entropy_of_every_real_token(
@@ -112,7 +142,7 @@ def test_reading_is_the_cross_entropy_of_every_real_token(
         logp = model(ids).logits[0, :-1].log_softmax(-1)
         total -= logp[torch.arange(len(row)), torch.tensor(row)].sum().item()
         count += len(row)
-    _, read = score_and_read(scorer, rows, start)
+    *_, read = score_and_read(scorer, rows, start)
     assert read.item() == pytest.approx(total / count, rel=1e-5)
 
 
@@ -143,7 +173,9 @@ def test_fewer_sentences_than_a_batch_are_refused():
 
 # --- the fit ------------------------------------------------------------------
 
-QUICK = HeadSettings(steps=40, batch=4, lr=3e-3, dropout=0.0, lm_weight=0.0)
+QUICK = HeadSettings(
+    steps=40, batch=4, lr=3e-3, dropout=0.0, hidden=0.0, along_weight=0.0, lm_weight=0.0
+)
 
 
 def test_the_head_learns_what_people_prefer(scorer, rows, start):
@@ -192,8 +224,21 @@ def test_without_reading_the_fit_is_another_one(model_folder, tokenizer, rows, s
         settings = HeadSettings(steps=3, batch=8, dropout=0.0, lm_weight=weight)
         shares = rating_shares(RATINGS)
         fit_reward_head(s, rows, shares, start, settings, seeding.make(5))
-        found.append(score_and_read(s, rows, start)[1].item())
+        found.append(score_and_read(s, rows, start)[2].item())
     assert found[1] < found[0]  # it still predicts the sentences better
+
+
+def test_comparing_all_along_makes_the_averaged_scores_better(
+    model_folder, tokenizer, rows, start
+):
+    shares, found = rating_shares(RATINGS), []
+    for weight in (0.0, 1.0):
+        s = TokenScorer.from_language_model(model_folder, tokenizer, seeding.make(3))
+        settings = replace(QUICK, along_weight=weight, batch=8, steps=10)
+        fit_reward_head(s, rows, shares, start, settings, seeding.make(5))
+        along = score_and_read(s, rows, start)[1].detach()
+        found.append(all_pairs_loss(along, preference(shares, shares)).item())
+    assert found[1] < found[0]
 
 
 def test_sixteen_bits_give_nearly_the_same_fit_and_weights_of_thirty_two(
@@ -263,7 +308,8 @@ def test_the_rate_rises_to_one_and_falls_to_zero():
     "wrong",
     [
         {"lr": 0.0}, {"steps": 0}, {"batch": 1}, {"dropout": 1.5}, {"warmup": -0.1},
-        {"max_grad_norm": 0.0}, {"lm_weight": -1.0},
+        {"max_grad_norm": 0.0}, {"lm_weight": -1.0}, {"hidden": 1.1},
+        {"along_weight": -1.0},
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_named(wrong):

@@ -5,9 +5,10 @@ Decisions:
   score is read at the last one, which has seen all of it.
 - A batch is one slate: every sentence is scored once and compared with all others of
   the batch, with the share of raters who prefer it as a soft label.
-- All weights learn, not the head alone. Dropout is on while they do, and a share of
-  the loss is that of predicting the next token of the same sentences: it holds the
-  body to what it knows while the labels are few.
+- All weights learn, not the head alone, from few labels. Against over-fitting: dropout;
+  some tokens are hidden, so that no single word decides; the mean of the scores at
+  all tokens is compared too, so that the sentence is judged all along; and a share of
+  the loss is that of predicting the next token of the same sentences.
 - Batches hold sentences of like length, so that few tokens are pads.
 """
 
@@ -36,7 +37,9 @@ class HeadSettings:
     steps: int = 500
     warmup: float = 0.06  # share of the steps
     dropout: float = 0.1
+    hidden: float = 0.1  # share of the tokens that a pad replaces, in training
     weight_decay: float = 0.01
+    along_weight: float = 1.0  # of the comparison of scores averaged over the tokens
     lm_weight: float = 0.3  # of the next-token loss on the same sentences
     max_grad_norm: float = 1.0
     bfloat16: bool = False  # matrix products in 16 bits; the weights stay in 32
@@ -44,7 +47,9 @@ class HeadSettings:
     def __post_init__(self):
         check_positive(lr=self.lr, steps=self.steps, max_grad_norm=self.max_grad_norm)
         check_between(0, 1, warmup=self.warmup, dropout=self.dropout)
+        check_between(0, 1, hidden=self.hidden)
         check_between(0, math.inf, lm_weight=self.lm_weight)
+        check_between(0, math.inf, along_weight=self.along_weight)
         if self.batch < 2:
             raise ValueError(f"batch: want ≥ 2 sentences, found {self.batch}")
 
@@ -82,24 +87,36 @@ def _columns(scorer, rows, start) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def score_and_read(
-    scorer: TokenScorer, rows: Sequence[list[int]], start: int
-) -> tuple[Tensor, Tensor]:
-    """Scores [B], and the mean negative log-probability of the rows' tokens in nats.
+    scorer: TokenScorer, rows: Sequence[list[int]], start: int, hidden: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One forward pass for all that is compared, and for the next-token loss.
 
-    The next-token head is the transposed embedding, as in pretraining; one forward
-    pass serves both.
+    The next-token head is the transposed embedding, as in pretraining.
+
+    Args:
+      hidden: share of the tokens that the network sees as pads; the end token and
+        what is to be predicted stay.
+
+    Returns:
+      Scores at the last token, [B]; the mean of the scores at all tokens, [B]; the
+      mean negative log-probability of the rows' tokens, nats.
     """
     prompts, tokens, mask = _columns(scorer, rows, start)
-    batch = join(prompts, tokens, mask, scorer.pad)
+    seen = tokens
+    if hidden:
+        gone = (torch.rand(tokens.shape) < hidden) & (tokens != start)
+        seen = tokens.masked_fill(gone, scorer.pad)
+    batch = join(prompts, seen, mask, scorer.pad)
     body = scorer.model.base_model
-    hidden = body(**batch, use_cache=False).last_hidden_state
-    last = mask.long().sum(-1)  # the prompt is one token
-    at_end = hidden[torch.arange(len(rows)), last]
+    states = body(**batch, use_cache=False).last_hidden_state
     config = scorer.model.config
-    scores = scorer.model.score(at_end)[:, 0].float()
+    scores = scorer.model.score(states)[:, 1:, 0].float()  # the prompt is one token
     scores = (scores - config.reward_shift) / config.reward_scale
-    logits = hidden[:, :-1][mask] @ body.get_input_embeddings().weight.T
-    return scores, F.cross_entropy(logits.float(), tokens[mask])
+    length = mask.sum(-1)
+    at_end = scores.gather(-1, length[:, None] - 1)[:, 0]
+    along = (scores * mask).sum(-1) / length
+    logits = states[:, :-1][mask] @ body.get_input_embeddings().weight.T
+    return at_end, along, F.cross_entropy(logits.float(), tokens[mask])
 
 
 @torch.no_grad()
@@ -157,8 +174,8 @@ def fit_reward_head(
     """Fit all weights of the scorer to human preferences; returns the
     preference loss per step, in nats per pair.
 
-    Dropout draws from torch's global generator, which is seeded from `generator` here
-    and put back afterwards.
+    Dropout and hiding draw from torch's global generator, which is seeded from
+    `generator` here and put back afterwards.
 
     Args:
       rows: tokens of N training sentences (`encode`).
@@ -169,6 +186,9 @@ def fit_reward_head(
 
     Raises:
       ValueError: lengths differ, too few sentences, or the loss is not finite.
+
+    Source: Dai and Le (2015), arXiv 1511.01432: the next-token loss beside the other,
+    words left out, a label at every token.
     """
     if len(rows) != len(shares):
         found = f"{len(rows)} rows, {len(shares)} rows of shares"
@@ -197,14 +217,12 @@ def fit_reward_head(
                 group["lr"] = s.lr * rate
             batch = [rows[i] for i in picked.tolist()]
             given = shares[picked]
-            read = 0.0
             with torch.autocast("cpu", torch.bfloat16, enabled=s.bfloat16):
-                if s.lm_weight:
-                    scores, read = score_and_read(scorer, batch, start)
-                else:
-                    scores = score_rows(scorer, batch, start)
-            preferred = all_pairs_loss(scores, preference(given, given))
-            loss = preferred + s.lm_weight * read
+                scores, along, read = score_and_read(scorer, batch, start, s.hidden)
+            q = preference(given, given)
+            preferred = all_pairs_loss(scores, q)
+            loss = preferred + s.along_weight * all_pairs_loss(along, q)
+            loss = loss + s.lm_weight * read
             if not torch.isfinite(loss):
                 raise ValueError(f"loss: found {loss.item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
