@@ -25,19 +25,12 @@ def any_turn(qpos: Tensor) -> Tensor:
 
 
 def turn_in_the_air(qpos: Tensor) -> Tensor:
-    """Airborne: only what is turned while nothing touches the floor. In turns.
+    """Careful: only what is turned while nothing touches the floor. In turns.
 
     Rocking is paid: back in the air, forward again on the floor, and so on.
     """
     free = body.clearance(qpos).amin(-1) > body.TOUCH
     return _made(qpos) * free
-
-
-def turn_in_the_air_for_good(qpos: Tensor) -> Tensor:
-    """Careful: backward turns count in the air only, forward ones always against."""
-    made = _made(qpos)
-    free = body.clearance(qpos).amin(-1) > body.TOUCH
-    return torch.where(free | (made < 0), made, 0.0)
 
 
 def flip_and_stand(qpos: Tensor) -> Tensor:
@@ -56,8 +49,7 @@ def flip_and_stand(qpos: Tensor) -> Tensor:
 
 RULES = {
     "careless": any_turn,
-    "airborne": turn_in_the_air,
-    "careful": turn_in_the_air_for_good,
+    "careful": turn_in_the_air,
     "standing": flip_and_stand,
 }
 

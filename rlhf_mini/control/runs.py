@@ -40,15 +40,16 @@ class Job:
     iterations: int = 60
 
 
+SHORT = {"comparisons": 500, "first": 150, "iterations": 40}
 JOBS = {
-    "careful": Job("careful"),
-    "rewarded": Job("careful", comparisons=0),
-    "careful, all at first": Job("careful", first=700),
-    "airborne": Job("airborne"),
-    "airborne, rewarded": Job("airborne", comparisons=0),
-    "careless": Job("careless"),
+    "careful": Job("careful", half=30.0, iterations=150),
+    "rewarded": Job("careful", comparisons=0, iterations=150),
+    "careful, 60": Job("careful"),
+    "rewarded, 60": Job("careful", comparisons=0),
+    "careful, 500": Job("careful", **SHORT),
+    "careful, 500, all at first": Job("careful", **SHORT | {"first": 500}),
+    "careless": Job("careless", **SHORT),
     "standing": Job("standing", first=150, half=30.0, iterations=100),
-    "standing, rewarded": Job("standing", comparisons=0, iterations=100),
     "votes": Job("votes", comparisons=0),
 }
 EVERY = 10  # iterations between checkpoints
@@ -89,7 +90,7 @@ def measure(qpos: Tensor) -> dict[str, float]:
     made = body.turns(qpos)[..., -1] - body.turns(qpos)[..., 0]
     return {
         "turns": made.mean().item(),
-        "turns_in_the_air": judges.score("airborne", qpos).mean().item(),
+        "turns_in_the_air": judges.score("careful", qpos).mean().item(),
         "full_turn": body.full_turn(qpos).double().mean().item(),
         "flip_that_stands": body.flip_that_stands(qpos).double().mean().item(),
         "others_touch": body.others_touch(qpos).double().mean().item(),
