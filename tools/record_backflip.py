@@ -28,9 +28,9 @@ def write_pairs(count: int = 150, seed: int = 50) -> None:
     The careful judge of `runs`, who moreover calls a tie what differs by less than a
     fiftieth of a turn.
     """
-    job = runs.JOBS["careful"]
+    job = runs.JOBS["careful, 500"]
     learner, generator = runs.make(job, seed), seeding.make(seed)
-    stages = [learner.step()[1].hidden for _ in range(job.iterations)][::6]
+    stages = [learner.step()[1].hidden for _ in range(job.iterations)][::4]
     hidden = {k: torch.cat([stage[k][0] for stage in stages]) for k in stages[0]}
     episodes, length = hidden["qpos"].shape[:2]
     which = torch.randint(episodes, (count, 2), generator=generator)

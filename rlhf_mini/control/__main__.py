@@ -30,14 +30,9 @@ def main(arguments: argparse.Namespace) -> dict:
         bar.update()
 
     found = runs.run(
-        job,
-        arguments.seed,
-        folder,
-        arguments.threads,
-        arguments.votes,
-        tell,
-        bar.update,
-    )
+        job, arguments.seed, folder, arguments.threads, arguments.votes,
+        tell=tell, resumed=bar.update,
+    )  # fmt: skip
     bar.close()
     return found | {"folder": str(folder)}
 

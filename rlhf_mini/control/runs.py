@@ -43,9 +43,8 @@ class Job:
 SHORT = {"comparisons": 500, "first": 150, "iterations": 40}
 JOBS = {
     "careful": Job("careful", half=30.0, iterations=150),
-    "rewarded": Job("careful", comparisons=0, iterations=150),
     "careful, 60": Job("careful"),
-    "rewarded, 60": Job("careful", comparisons=0),
+    "rewarded": Job("careful", comparisons=0),
     "careful, 500": Job("careful", **SHORT),
     "careful, 500, all at first": Job("careful", **SHORT | {"first": 500}),
     "careless": Job("careless", **SHORT),
