@@ -59,6 +59,7 @@ FLOORS = {
     policies
     rollouts
     human_pairs
+    votes
     """,
     3: """
     training

@@ -123,5 +123,5 @@ class Hoppers:
         return torch.cat([self.reached(), left], -1)
 
     def hidden(self) -> dict[str, Tensor]:
-        """What a judge looks at: qpos, [S, N, 6]."""
-        return {"qpos": self._part(1)}
+        """What a judge looks at: positions and velocities, [S, N, 6] each."""
+        return {"qpos": self._part(1), "qvel": self._part(7)}

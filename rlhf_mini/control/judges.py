@@ -25,7 +25,10 @@ def any_turn(qpos: Tensor) -> Tensor:
 
 
 def turn_in_the_air(qpos: Tensor) -> Tensor:
-    """Careful: only what is turned while nothing touches the floor. In turns."""
+    """Careful: only what is turned while nothing touches the floor. In turns.
+
+    Rocking is paid: back in the air, forward again on the floor, and so on.
+    """
     free = body.clearance(qpos).amin(-1) > body.TOUCH
     return _made(qpos) * free
 

@@ -38,9 +38,7 @@ class Settings:
     fit_steps: int = 25
     first_fit_steps: int = 200
     fit_batch: int = 64
-    candidates: int = (
-        4  # pairs per question; the ones that divide the ensemble are asked
-    )
+    candidates: int = 4  # pairs a question; those that divide the ensemble are asked
     hidden: tuple[int, ...] = (64, 64)
     std: float = 0.6
     lr: float = 1e-3
@@ -86,8 +84,10 @@ class PreferenceLearner:
       asks: [S][iterations] numbers of comparisons.
       settings: see `Settings`.
       generator: every draw of the run.
-      true_reward: {copy: f(batch) → [N, T]}: these copies are given a reward and no
-        comparisons, to see what comparisons cost.
+      true_reward: f(batch) → [S, N, T], a reward for the copies of `given`.
+      given: [S] bool; these copies get the true reward, to see what comparisons cost.
+      cast: comparisons that every copy begins with, as `ComparisonBuffer.add` takes
+        them: what was seen of the clips, [n, 2, moments, F], and preferences, [n].
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class PreferenceLearner:
         generator: torch.Generator,
         true_reward: Callable[[Trajectories], Tensor] | None = None,
         given: Tensor | None = None,
+        cast: tuple[Tensor, Tensor] | None = None,
     ):
         self.env, self.judge, self.asks, self.s = env, judge, asks, settings
         self.generator, self.true_reward = generator, true_reward
@@ -121,8 +122,10 @@ class PreferenceLearner:
             copies, env.seen, generator, settings.members, settings.reward_hidden
         )
         moments = -(-settings.clip // settings.stride)
-        most = max(1, *(sum(row) for row in asks))
+        most = max(1, *(sum(row) for row in asks)) + (len(cast[1]) if cast else 0)
         self.buffer = ComparisonBuffer(copies, most, moments, env.seen)
+        for copy in range(copies if cast else 0):
+            self.buffer.add(copy, *cast)
         self.given = torch.zeros(copies, dtype=torch.bool) if given is None else given
         self.iteration = 0
 
@@ -131,10 +134,9 @@ class PreferenceLearner:
         s = self.s
         linear_decay(self.optimizer, self.iteration, s.iterations)
         batch = act(self.env, self.policy, self.critic, self.generator)
-        asked = self.ask(batch)
+        asked, first = self.ask(batch), self.iteration == 0
         row = {"comparisons": self.buffer.count.double().mean().item()}
-        if asked:
-            first = self.iteration == 0
+        if asked or (first and self.buffer.count.any()):
             steps = s.first_fit_steps if first else s.fit_steps
             row["loss"] = self.reward.fit(self.buffer, steps, s.fit_batch)
             self.reward.standardise(batch.reached)

@@ -1,6 +1,8 @@
 """The recorded runs of the back-flip, kept under data/: five seeds of every job.
 
-`tools/record_backflip.py` writes them. Nothing here needs MuJoCo.
+Beside them stand pairs of clips for a reader to judge, and the votes that a simulated
+judge cast on them. `tools/record_backflip.py` writes all of it. Nothing here needs
+MuJoCo.
 """
 
 import json
@@ -10,7 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RECORD = Path(__file__).resolve().parents[2] / "data" / "backflip" / "runs.json"
+from rlhf_mini import votes
+from rlhf_mini.gpt2 import checkpoints
+
+from .hopper import features
+
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "backflip"
+RECORD = FOLDER / "runs.json"
+PAIRS = FOLDER / "pairs.safetensors"
+VOTES = FOLDER / "votes.jsonl"
 
 
 def load(path: Path = RECORD) -> dict:
@@ -53,3 +63,27 @@ def episode(record: dict, job: str, seed: int) -> Tensor:
     """The test episode of median rotation, [T, 6] qpos."""
     found = {row["seed"]: row["episode"] for row in rows(record, job)}
     return torch.tensor(found[seed], dtype=torch.float64)
+
+
+def pairs() -> dict[str, Tensor]:
+    """Pairs of clips to vote on: `qpos` and `qvel`, [pairs, 2, moments, 6] each.
+
+    Every second moment of clips of 0.8 s, from all stages of one run.
+    """
+    return {name: x.double() for name, x in checkpoints.load(PAIRS).items()}
+
+
+def cast(path: Path = VOTES) -> tuple[Tensor, Tensor]:
+    """What was voted, as a learner takes it: clips [n, 2, moments, 13], preference [n].
+
+    Skipped pairs are left out.
+
+    Raises:
+      ValueError: the file holds no vote but skips, or one that is none.
+    """
+    shown = pairs()
+    p = votes.preferences(votes.load(path), len(shown["qpos"]))
+    said = ~p.isnan()
+    if not said.any():
+        raise ValueError(f"{path}: no vote yet; notebook 16 has the buttons")
+    return features(shown["qpos"], shown["qvel"])[said], p[said]

@@ -7,6 +7,7 @@ own Hopper, which integrates with another rule than the one trained on.
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from rlhf_mini import seeding
 from rlhf_mini.annotators import BradleyTerryAnnotator
 from rlhf_mini.gpt2 import checkpoints
 
-from . import body, hopper, judges
+from . import body, hopper, judges, recorded
 from .learner import PreferenceLearner, Settings, schedule
 from .trajectories import Trajectories, act
 
@@ -32,28 +33,36 @@ ANNOTATOR = BradleyTerryAnnotator(slope=10.0, flip=0.05)
 class Job:
     """What one run learns from."""
 
-    rule: str  # of judges.RULES
-    comparisons: int = 500  # 0: the rule itself is the reward
-    first: int = 150  # of them at once
+    rule: str  # of judges.RULES; or "votes": what was voted before, and no questions
+    comparisons: int = 700  # 0: the rule itself is the reward
+    first: int = 200  # of them at once
     half: float = 10.0  # see learner.schedule
-    iterations: int = 40
+    iterations: int = 60
 
 
-LONG = {"comparisons": 700, "first": 200, "iterations": 60}
+SHORT = {"comparisons": 500, "first": 150, "iterations": 40}
 JOBS = {
-    "careful": Job("careful", **LONG),
-    "careful, rewarded": Job("careful", comparisons=0, iterations=60),
-    "careful, 500": Job("careful"),
-    "careful, 500, all at first": Job("careful", first=500),
-    "rewarded, 40": Job("careful", comparisons=0),
-    "careless": Job("careless"),
-    "standing": Job("standing", comparisons=700, iterations=100, half=30.0),
+    "careful": Job("careful", half=30.0, iterations=150),
+    "careful, 60": Job("careful"),
+    "rewarded": Job("careful", comparisons=0),
+    "careful, 500": Job("careful", **SHORT),
+    "careful, 500, all at first": Job("careful", **SHORT | {"first": 500}),
+    "careless": Job("careless", **SHORT),
+    "standing": Job("standing", first=150, half=30.0, iterations=100),
+    "votes": Job("votes", comparisons=0),
 }
 EVERY = 10  # iterations between checkpoints
 
 
-def make(job: Job, seed: int, threads: int = 1) -> tuple[PreferenceLearner, Settings]:
-    """The learner of a job, at its start."""
+def make(
+    job: Job, seed: int, threads: int = 1, votes: Path = recorded.VOTES
+) -> PreferenceLearner:
+    """The learner of a job, at its start.
+
+    Args:
+      votes: the file of votes that the job "votes" learns from.
+    """
+    voted = job.rule == "votes"
     settings = replace(Settings(), iterations=job.iterations)
     generator, noise = seeding.split(seeding.make(seed), 2)
 
@@ -68,10 +77,11 @@ def make(job: Job, seed: int, threads: int = 1) -> tuple[PreferenceLearner, Sett
         asks = schedule(job.comparisons, job.iterations, job.first, job.half)
     learner = PreferenceLearner(
         hopper.Hoppers(threads=threads), judge, [asks], settings, generator,
-        true_reward=reward, given=torch.tensor([not job.comparisons]),
+        true_reward=reward, given=torch.tensor([not job.comparisons and not voted]),
+        cast=recorded.cast(votes) if voted else None,
     )  # fmt: skip
     learner.noise = noise  # part of a checkpoint
-    return learner, settings
+    return learner
 
 
 def measure(qpos: Tensor) -> dict[str, float]:
@@ -94,11 +104,21 @@ def evaluate(learner: PreferenceLearner, seed: int, episodes: int = 20) -> Tenso
     return batch.hidden["qpos"][0]
 
 
+def folder_of(out: Path, job: str, seed: int) -> Path:
+    """Where a run is kept: a folder for each job's name and seed.
+
+    >>> folder_of(Path("out"), "careful, all at first", 3).name
+    'careful_all_at_first_seed3'
+    """
+    return out / f"{re.sub('[^a-z0-9]+', '_', job)}_seed{seed}"
+
+
 def run(
     job: Job,
     seed: int,
     folder: Path,
     threads: int = 1,
+    votes: Path = recorded.VOTES,
     tell: Callable[[dict], None] = lambda row: None,
     resumed: Callable[[int], None] = lambda iterations: None,
 ) -> dict:
@@ -106,13 +126,14 @@ def run(
 
     Args:
       folder: holds `run.safetensors` while it runs and `result.json` after.
+      votes: see `make`.
       tell: called with the row of each iteration.
       resumed: called with the number of iterations that a checkpoint spares.
     """
     result = folder / "result.json"
     if result.exists():
         return json.loads(result.read_text(encoding="utf-8"))
-    learner, _ = make(job, seed, threads)
+    learner = make(job, seed, threads, votes)
     saved, rows, seconds = folder / "run.safetensors", [], 0.0
     if saved.exists():
         state = checkpoints.load(saved)
