@@ -128,6 +128,17 @@ def test_dpo_closes_more_of_the_gap_with_more_pairs(world, reward_model):
     assert ends[1] < 0.2
 
 
+def test_looking_less_often_at_the_gap_changes_nothing_else(world, reward_model):
+    def climb(every):
+        small = enumerable.make_enumerable(
+            world, reward_model, world.eval_prompts[:1], beta=0.5, tokens=3
+        )
+        return list(enumerable.climb_rloo(small, 6, 8, 1e-3, seeding.make(5), every))
+
+    always, sometimes = climb(1), climb(3)
+    assert len(always) == 6 and sometimes == always[2::3]
+
+
 def test_a_climb_leaves_reference_and_critic_as_they_were(small, reward_model):
     before = [p.clone() for p in reward_model.parameters()]
     ref = small.logp(small.reference)

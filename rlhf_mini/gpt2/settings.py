@@ -120,7 +120,7 @@ class Settings:
 
 # the notebook's sizes: the same run, fewer comparisons and steps
 FAST = {
-    "comparisons": 1536, "steps": 16, "eval_prompts": 256, "best_of": 16
+    "comparisons": 1536, "steps": 12, "eval_prompts": 256, "best_of": 16
 }  # fmt: skip
 
 
