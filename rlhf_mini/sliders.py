@@ -46,6 +46,12 @@ def with_sliders(draw: Callable[..., Figure], *sliders: tuple) -> list[IntSlider
     Args:
       sliders: (name, value, low, high) each, or (name, value, low, high, step), as
         `with_slider` takes them.
+
+    Returns:
+      The sliders, in order.
+
+    Raises:
+      ValueError: a value is outside its low … high; nothing is shown.
     """
     for _, value, low, high, *_ in sliders:
         check_between(low, high, value=value)
