@@ -8,6 +8,7 @@ import torch
 from rlhf_mini import exact, seeding
 from rlhf_mini.gpt2 import enumerable
 from rlhf_mini.gpt2.enumerable import make_enumerable
+from rlhf_mini.gpt2.models import load_policy
 from rlhf_mini.rollouts import collect
 from rlhf_mini.training import PPOSettings
 
@@ -148,6 +149,50 @@ def test_a_climb_leaves_reference_and_critic_as_they_were(small, reward_model):
     assert small.reward_model.model.config.to_dict() == mine
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(ref, small.logp(small.reference))
+
+
+@pytest.fixture()
+def plain(world, small):
+    """The same weights and tokens as `small.policy`, reading every row."""
+    return load_policy(
+        world.settings.model, world.tokenizer, max_new_tokens=2, allowed=small.allowed
+    )
+
+
+def test_reading_each_prefix_once_changes_no_law_and_no_gradient(small, plain):
+    generator = seeding.make(6)
+    order = torch.randint(len(small.answers), (50,), generator=generator)
+    answers, weight = small.answers[order], torch.rand(50, 2, generator=generator)
+    prompts, mask = small.prompt.expand(50, -1), torch.ones_like(answers).bool()
+    found = []
+    for policy in (small.policy, plain):
+        logp = policy.logp(prompts, answers, mask)
+        (weight * logp).sum().backward()
+        found.append((logp, [p.grad for p in policy.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)
+
+
+def test_reading_each_prefix_once_draws_the_same_answers(small, plain):
+    prompts = small.prompt.expand(200, -1)
+    one, other = (p.sample(prompts, seeding.make(7)) for p in (small.policy, plain))
+    assert torch.equal(one.tokens, other.tokens) and one.mask.all()
+    for name in ("logp", "entropy"):
+        a, b = getattr(one, name), getattr(other, name)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_one_row_is_read_for_each_prefix():
+    def network(prompts, tokens, mask):
+        seen.append(len(prompts))
+        return tokens.cumsum(1) - tokens + 10 * prompts  # of what stands before
+
+    seen = []
+    prompts = torch.tensor([[1], [1], [2], [1], [2]])
+    tokens = torch.tensor([[3, 4], [3, 5], [3, 4], [6, 4], [3, 9]])
+    found = enumerable.read_once(network, prompts, tokens, tokens > 0)
+    assert seen == [3]
+    assert found.tolist() == [[10, 13], [10, 13], [20, 23], [10, 16], [20, 23]]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 One prompt, the V′ tokens the reference likes best there, answers of T tokens: V′^T
 answers. Their rewards, π*, log Z and J are then exact, on the same weights and
-through the same training steps as the full run.
+through the same training steps as the full run. A batch holds few different
+prefixes, and the network reads each of them once: that alone makes it quick.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,14 +17,52 @@ from torch import Tensor
 from .. import exact
 from ..annotators import BradleyTerryAnnotator
 from ..checks import check_positive
-from ..logprobs import token_logp
+from ..logprobs import entropy, token_logp
 from ..offline_training import dpo_step
-from ..policies import CausalLMPolicy
+from ..policies import CausalLMPolicy, draw
 from ..rollouts import Rollout
 from ..training import PPOSettings, linear_decay, ppo_step, rloo_step
 from .models import TokenScorer, load_policy
 from .pipeline import FixedKL, adam, passes
 from .world import World
+
+
+def read_once(
+    network: Callable[..., Tensor], prompts: Tensor, tokens: Tensor, mask: Tensor
+) -> Tensor:
+    """network(prompts, tokens, mask), [B, T, …], run on one row of each kind only.
+
+    Rows are of one kind if they differ in the last token at most. So nothing that
+    `network` returns may depend on that token: true of logits and of values, which
+    stand one slot before theirs. The gradient is that of all B rows.
+    """
+    prefixes = torch.cat([prompts, tokens[:, :-1]], dim=1)
+    kinds, kind = prefixes.unique(dim=0, return_inverse=True)
+    row = torch.arange(len(kind), device=kind.device)
+    row = kind.new_empty(len(kinds)).scatter_(0, kind, row)
+    return network(prompts[row], tokens[row], mask[row])[kind]
+
+
+class ListedPolicy(CausalLMPolicy):
+    """The same law, sampled and scored with one row for all that share a prefix.
+
+    Answers have full length: `allowed` must not hold the end token.
+    """
+
+    def logits(self, prompts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        return read_once(super().logits, prompts, tokens, mask)
+
+    @torch.no_grad()
+    def sample(self, prompts: Tensor, generator: torch.Generator) -> Rollout:
+        # what is not drawn yet may be anything: no law looks ahead
+        tokens = self.allowed[:1].repeat(len(prompts), self.max_new_tokens)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        for t in range(self.max_new_tokens):
+            law = self.logits(prompts, tokens[:, : t + 1], mask[:, : t + 1])
+            tokens[:, t] = self.allowed[draw(law[:, t], generator)]
+        return Rollout(
+            prompts, tokens, mask, token_logp(law, self.slot[tokens]), entropy(law)
+        )
 
 
 @dataclass(frozen=True)
@@ -34,22 +74,18 @@ class Enumerable:
     answers: Tensor  # [V′^T, T] token ids
     ref_logp: Tensor  # [V′^T] nats, float64
     rewards: Tensor  # [V′^T] float64
-    policy: CausalLMPolicy  # trainable, restricted to `allowed`
-    reference: CausalLMPolicy
+    policy: ListedPolicy  # trainable, restricted to `allowed`
+    reference: ListedPolicy
     reward_model: TokenScorer  # a copy whose scores are the rewards: PPO's first critic
     beta: float
 
     def logp(self, policy: CausalLMPolicy) -> Tensor:
-        """Exact log-law of a policy over all answers, [V′^T] float64.
-
-        One forward row for each V′ answers that differ in the last token only.
-        """
-        stems = self.answers[:: len(self.allowed)]
-        prompts, mask = self.prompt.expand(len(stems), -1), torch.ones_like(stems)
+        """Exact log-law of a policy over all answers, [V′^T] float64."""
+        prompts = self.prompt.expand(len(self.answers), -1)
+        mask = torch.ones_like(self.answers)
         with torch.no_grad():
-            logits = policy.logits(prompts, stems, mask).double()
-        begun = token_logp(logits[:, :-1], policy.slot[stems[:, :-1]]).sum(-1)
-        logp = (begun[:, None] + logits[:, -1].log_softmax(-1)).flatten()
+            logits = policy.logits(prompts, self.answers, mask).double()
+        logp = token_logp(logits, policy.slot[self.answers]).sum(-1)
         # float32 logits: the listed law sums to 1 only to about 1e-6
         return logp - logp.logsumexp(-1)
 
@@ -105,7 +141,7 @@ def make_enumerable(
     allowed = logits.topk(tokens).indices.sort().values.cpu()
     make = lambda: load_policy(  # noqa: E731
         world.settings.model, world.tokenizer, max_new_tokens=length, allowed=allowed,
-        device=world.device,
+        device=world.device, kind=ListedPolicy,
     )  # fmt: skip
     policy, reference = make(), make().requires_grad_(False)
     answers = policy.allowed[exact.enumerate_sequences(tokens, length)]
@@ -164,12 +200,13 @@ def climb_ppo(
       critic_lr: that of the policy if None.
     """
     critic = copy.deepcopy(small.reward_model).requires_grad_(True)
+    values = partial(read_once, critic)
     optimizer = adam([small.policy, critic], [lr, critic_lr or lr])
     prompts = small.prompt.expand(batch, -1)
     for i in range(steps):
         linear_decay(optimizer, i, steps)
         ppo_step(
-            small.policy, critic, small.reference, small.score, prompts, optimizer,
+            small.policy, values, small.reference, small.score, prompts, optimizer,
             FixedKL(small.beta), settings, generator,
         )  # fmt: skip
         if (i + 1) % every == 0:

@@ -50,15 +50,16 @@ def _load(kind, name: str | Path, **options) -> nn.Module:
 
 
 def load_policy(
-    name: str | Path, tokenizer, *, max_new_tokens: int, device="cpu", allowed=None
-) -> CausalLMPolicy:
+    name: str | Path, tokenizer, *, max_new_tokens: int, device="cpu", allowed=None,
+    kind: type[CausalLMPolicy] = CausalLMPolicy,
+) -> CausalLMPolicy:  # fmt: skip
     """A causal language model (hub id or folder) as a policy, in float32.
 
     Raises:
       ValueError: the folder does not hold a causal language model.
     """
     model = _load(AutoModelForCausalLM, name)
-    return CausalLMPolicy(
+    return kind(
         model, pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id,
         max_new_tokens=max_new_tokens, allowed=allowed,
     ).to(device)  # fmt: skip
