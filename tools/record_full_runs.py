@@ -5,7 +5,8 @@
 Runs every method for every seed through the same command line as a user would, then
 writes data/gpt2_rlhf/full_runs.json and the README's figure. What is finished is not
 run again, so a killed recording goes on; `--only NAME …` runs some jobs, `--gather`
-only writes the files.
+only writes the files. What the record holds and the work folder does not is kept: it
+may have been made on another day.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_mini import plots
-from rlhf_mini.gpt2 import comparisons, pipeline
+from rlhf_mini.gpt2 import comparisons, pipeline, recorded
 from rlhf_mini.gpt2.__main__ import main, prepare
 from rlhf_mini.gpt2.recorded import RECORD, frontier
 from rlhf_mini.gpt2.settings import Settings
@@ -132,6 +133,21 @@ def gather(out: Path) -> dict:
     return record
 
 
+def merge(old: dict, new: dict) -> dict:
+    """The new record, with those rows of the old one that were not made again."""
+    if not old:
+        return new
+
+    def key(row):
+        return row["seed"], list(JOBS).index(row["job"]) if "job" in row else -1
+
+    tables = {
+        name: [*{key(r): r for r in old[name] + new[name]}.values()]
+        for name in ("reward_model", "runs", "best_of_n")
+    }
+    return new | {name: sorted(rows, key=key) for name, rows in tables.items()}
+
+
 def draw(found: dict):
     """The README's figure: what each method bought with its KL, over all seeds."""
     plots.use_style()
@@ -164,7 +180,8 @@ if __name__ == "__main__":
     if not arguments.gather:
         record(arguments)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
-    found = gather(arguments.out)
+    old = recorded.load() if RECORD.exists() else {}
+    found = merge(old, gather(arguments.out))
     RECORD.write_text(json.dumps(found, separators=(",", ":")) + "\n", "utf-8")
     draw(found).savefig(RECORD.with_name("frontier.png"), dpi=150)
     print(f"wrote {RECORD.name} and frontier.png")
