@@ -315,7 +315,7 @@ def choice_curve(gap, observed, error=None, curve=None, ax=None, xlabel="score g
         curve_x, curve_y = _same_length(gap=curve[0], probability=curve[1])
         ax.plot(curve_x, curve_y, "--", color=COLORS["optimum"], label="Bradley-Terry")
     ax.errorbar(
-        x, y, yerr=error, fmt="o", color=COLORS["ppo"], capsize=2, label="judges"
+        x, y, yerr=error, fmt="o", color=COLORS["ppo"], capsize=2, label="observed"
     )
     ax.axhline(0.5, color=COLORS["ref"], linewidth=0.8, zorder=0)
     ax.set_ylim(0.45, 1.02)

@@ -191,17 +191,12 @@ def climb_ppo(
     lr: float,
     generator: torch.Generator,
     settings: PPOSettings,
-    critic_lr: float | None = None,
     every: int = 1,
 ) -> Iterator[float]:
-    """PPO with a critic that starts as a copy of the reward model.
-
-    Args:
-      critic_lr: that of the policy if None.
-    """
+    """PPO with a critic that starts as a copy of the reward model."""
     critic = copy.deepcopy(small.reward_model).requires_grad_(True)
     values = partial(read_once, critic)
-    optimizer = adam([small.policy, critic], [lr, critic_lr or lr])
+    optimizer = adam([small.policy, critic], [lr, lr])
     prompts = small.prompt.expand(batch, -1)
     for i in range(steps):
         linear_decay(optimizer, i, steps)
